@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a device is: regions, interrupts, DMA, reset.
+
+A session checks every request before a device sees it: indexes exist, ranges lie inside, flags make
+sense, maps don't overlap. What is left to say no to, a device says with an `OSError`, whose errno
+goes to the client, and changes nothing. A new device needs the verbs marked abstract.
+
+One client at a time, one thread at a time. File descriptors that come with a request belong to the
+caller and are closed after it: a device that keeps one duplicates it.
+"""
+
+from __future__ import annotations
+
+import errno
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from enum import IntEnum, IntFlag
+
+from .messages import DeviceFeature, DeviceInfo, DmaMap, IrqInfo, IrqSet, RegionInfo
+from .protocol import DEFAULT_DMA_MAPS, DEFAULT_PGSIZES, Buffer, refuse
+
+
+class DeviceFlags(IntFlag):
+    """``VFIO_DEVICE_FLAGS_*`` that vfio-user has."""
+
+    RESET = 1
+    PCI = 2
+
+
+class RegionFlags(IntFlag):
+    """``VFIO_REGION_INFO_FLAG_*``."""
+
+    READ = 1
+    WRITE = 2
+    MMAP = 4
+    CAPS = 8
+
+
+class IrqFlags(IntFlag):
+    """``VFIO_IRQ_INFO_*``."""
+
+    EVENTFD = 1
+    MASKABLE = 2
+    AUTOMASKED = 4
+    NORESIZE = 8
+
+
+class PciRegion(IntEnum):
+    """Region indexes of every VFIO PCI device (``VFIO_PCI_*_REGION_INDEX``)."""
+
+    BAR0 = 0
+    BAR1 = 1
+    BAR2 = 2
+    BAR3 = 3
+    BAR4 = 4
+    BAR5 = 5
+    ROM = 6
+    CONFIG = 7
+    VGA = 8
+
+
+class PciIrq(IntEnum):
+    """Interrupt indexes of every VFIO PCI device (``VFIO_PCI_*_IRQ_INDEX``)."""
+
+    INTX = 0
+    MSI = 1
+    MSIX = 2
+    ERR = 3
+    REQ = 4
+
+
+class Device(ABC):
+    """One device, as its client may use it."""
+
+    #: what the operator calls it, in logs and for its socket: ``0000:01:10.1``, ``edu``
+    name: str
+    #: the page sizes that DMA maps may have, or'ed together, in bytes
+    pgsizes: int = DEFAULT_PGSIZES
+    #: how many DMA maps may be valid at a time
+    max_dma_maps: int = DEFAULT_DMA_MAPS
+
+    @property
+    @abstractmethod
+    def info(self) -> DeviceInfo:
+        """How many regions and interrupt types there are, and `DeviceFlags`."""
+
+    @abstractmethod
+    def region_info(self, index: int) -> RegionInfo:
+        """Region *index*; size 0 where there is none. Fixed while a client is connected."""
+
+    def region_fd(self, index: int) -> int:
+        """The file that a client maps region *index* from, if its flags have MMAP."""
+        raise refuse(errno.ENOTSUP, f"region {index} can't be mapped")
+
+    @abstractmethod
+    def irq_info(self, index: int) -> IrqInfo:
+        """Interrupt type *index*; count 0 where there is none."""
+
+    @abstractmethod
+    def region_read(self, index: int, offset: int, count: int) -> bytes:
+        """*count* bytes at *offset* of region *index*; fewer where the device gives fewer."""
+
+    @abstractmethod
+    def region_write(self, index: int, offset: int, data: Buffer) -> int:
+        """Write *data* at *offset* of region *index*. Gives the number of bytes written."""
+
+    @abstractmethod
+    def set_irqs(self, request: IrqSet, eventfds: Sequence[int]) -> None:
+        """``VFIO_DEVICE_SET_IRQS``; with DATA_EVENTFD, *eventfds* holds *count* of them or none."""
+
+    @abstractmethod
+    def dma_map(self, request: DmaMap, fd: int | None) -> None:
+        """Let the device reach this memory; *fd* is the file, None where the client shares none."""
+
+    @abstractmethod
+    def dma_unmap(self, request: DmaMap) -> None:
+        """Take back exactly this map. Once it returns, the device doesn't touch the memory."""
+
+    def reset(self) -> None:
+        """``VFIO_DEVICE_RESET``."""
+        raise refuse(errno.ENOTTY, "this device has no reset")
+
+    def feature(self, request: DeviceFeature) -> bytes:
+        """``VFIO_DEVICE_FEATURE``: the data for the reply.
+
+        :raise OSError: ENOTTY if there is no such feature, as the kernel says it
+        """
+        raise refuse(errno.ENOTTY, f"no device feature {request.flags & 0xFFFF}")
+
+    def migration_read(self, size: int) -> bytes:
+        """Up to *size* bytes of the device's state; fewer at the end of the stream."""
+        raise refuse(errno.ENOTTY, f"no migration: {size} bytes of state asked for")
+
+    def migration_write(self, data: bytes) -> None:
+        """Take the next piece of a device's state."""
+        raise refuse(errno.ENOTTY, f"no migration: {len(data)} bytes of state offered")
+
+    @abstractmethod
+    def quiesce(self, *, reset: bool) -> None:
+        """The client is gone: interrupts off, no more DMA, and reset if there is one and *reset*.
+
+        The session takes the DMA maps back afterwards. Must not raise: what fails is logged.
+        """
+
+    def close(self) -> None:
+        """Give everything back. The device is not used afterwards."""
+        return
