@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Eventfds that a client handed in: keep, signal and take, and never block on one.
+
+The client shares the open file: it can clear O_NONBLOCK or fill the counter at any moment, and
+write() would then wait for a reader that never comes. The kernel's own eventfd_signal(), which
+VFIO uses, adds 1 without ever waiting. Programs get at it through asynchronous I/O, which calls it
+for the eventfd of a finished request (IOCB_FLAG_RESFD in linux/aio_abi.h); the request here is to
+read nothing, which is finished at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+from vfio_user_bridge.protocol import refuse
+
+#: __NR_io_setup, io_submit, io_getevents: x86-64 has its own numbers, later machines share theirs
+_SETUP, _SUBMIT, _GETEVENTS = (206, 209, 208) if platform.machine() == "x86_64" else (0, 2, 4)
+
+_REQUESTS = 16
+_EVENT_SIZE = 32  # struct io_event
+
+
+class _Request(ctypes.Structure):
+    """``struct iocb`` of a little-endian machine."""
+
+    _fields_ = (
+        ("data", ctypes.c_uint64),
+        ("key", ctypes.c_uint32),
+        ("rw_flags", ctypes.c_int32),
+        ("opcode", ctypes.c_uint16),  # 0 is IOCB_CMD_PREAD
+        ("priority", ctypes.c_int16),
+        ("fd", ctypes.c_uint32),
+        ("buffer", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("offset", ctypes.c_int64),
+        ("reserved", ctypes.c_uint64),
+        ("flags", ctypes.c_uint32),
+        ("eventfd", ctypes.c_uint32),
+    )
+
+
+_FLAG_RESFD = 1
+
+
+def duplicate(fd: int) -> int:
+    """A duplicate of *fd* to keep; the caller closes it.
+
+    :raise OSError: EINVAL if it isn't an eventfd
+    """
+    if str(Path(f"/proc/self/fd/{fd}").readlink()) != "anon_inode:[eventfd]":
+        raise refuse(errno.EINVAL, "a file that isn't an eventfd was given for an interrupt")
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+
+
+def signal(fd: int) -> None:
+    """Add 1 to the eventfd, or leave it at its maximum, at once.
+
+    :raise OSError: the kernel has no asynchronous I/O to spare (fs.aio-max-nr)
+    """
+    context, null = _context()
+    request = _Request(fd=null, flags=_FLAG_RESFD, eventfd=fd)
+    requests = (ctypes.POINTER(_Request) * 1)(ctypes.pointer(request))
+    _syscall(_SUBMIT, context, ctypes.c_long(1), requests)
+    # Only to make room for the next: nobody wants to know.
+    events = ctypes.create_string_buffer(_EVENT_SIZE * _REQUESTS)
+    _syscall(_GETEVENTS, context, ctypes.c_long(0), ctypes.c_long(_REQUESTS), events, None)
+
+
+def take(fd: int) -> bool:
+    """Empty the eventfd; whether there was something in it. At once, whatever its O_NONBLOCK."""
+    with suppress(BlockingIOError):
+        return os.preadv(fd, [bytearray(8)], -1, os.RWF_NOWAIT) == 8
+    return False
+
+
+@cache
+def _context() -> tuple[ctypes.c_ulong, int]:
+    """Where requests go, and the file that they read: one of each for this process."""
+    context = ctypes.c_ulong(0)
+    _syscall(_SETUP, ctypes.c_long(_REQUESTS), ctypes.byref(context))
+    return context, os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _syscall(number: int, *arguments: object) -> None:
+    if _libc.syscall(ctypes.c_long(number), *arguments) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"can't signal an eventfd: {os.strerror(code)}")
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Interrupts of a model: eventfds of the client, under the rules of VFIO_DEVICE_SET_IRQS.
+
+What is allowed when, and which errno tells that it isn't, is drivers/vfio/pci/vfio_pci_intrs.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections.abc import Sequence
+from contextlib import suppress
+from threading import Lock, Thread
+
+from vfio_user_bridge.device import IrqFlags, PciIrq
+from vfio_user_bridge.messages import IrqInfo, IrqSet, IrqSetFlags
+from vfio_user_bridge.protocol import refuse
+
+from . import eventfd
+
+_DISABLE = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER
+
+_INFO = {
+    PciIrq.INTX: (1, IrqFlags.EVENTFD | IrqFlags.MASKABLE | IrqFlags.AUTOMASKED),
+    PciIrq.MSI: (1, IrqFlags.EVENTFD | IrqFlags.NORESIZE),
+    PciIrq.REQ: (1, IrqFlags.EVENTFD | IrqFlags.NORESIZE),
+}
+
+
+class Interrupts:
+    """INTx, one MSI vector, and the request to give the device back, which is never made."""
+
+    def __init__(self) -> None:
+        self.intx = Line()
+        self.msi = Vector()
+        self._request = Vector()
+
+    def info(self, index: int) -> IrqInfo:
+        count, flags = _INFO.get(PciIrq(index), (0, 0))
+        return IrqInfo(index, flags, count)
+
+    def set_irqs(self, request: IrqSet, eventfds: Sequence[int]) -> None:
+        """:raise OSError: EINVAL, ENOTTY: VFIO's answers to what makes no sense now, or ever"""
+        eventfd_given = eventfds[0] if eventfds else None
+        if request.index == PciIrq.REQ:
+            self._request.set_irqs(request, eventfd_given)
+        elif request.index == PciIrq.INTX and not self.msi.enabled:
+            self.intx.set_irqs(request, eventfd_given)
+        elif request.index == PciIrq.MSI and not self.intx.enabled:
+            self.msi.set_irqs(request, eventfd_given)
+        else:
+            raise refuse(errno.EINVAL, f"no interrupt {request.index}, or the other kind is in use")
+
+    def disable(self) -> None:
+        """Forget every eventfd."""
+        for each in (self.intx, self.msi, self._request):
+            each.disable()
+
+
+class Vector:
+    """An interrupt that is a message: what is signalled while nobody listens is lost."""
+
+    def __init__(self) -> None:
+        self.enabled = False
+        self._trigger: int | None = None
+
+    def set_irqs(self, request: IrqSet, fd: int | None) -> None:
+        if not request.flags & IrqSetFlags.ACTION_TRIGGER:
+            raise refuse(errno.ENOTTY, "this interrupt can't be masked")
+        if request.flags & IrqSetFlags.DATA_EVENTFD and request.count:
+            trigger = None if fd is None else eventfd.duplicate(fd)
+            self.disable()
+            self.enabled, self._trigger = True, trigger
+            return
+        if not self.enabled:
+            raise refuse(errno.EINVAL, "this interrupt isn't enabled")
+        if request.flags == _DISABLE and not request.count:
+            self.disable()
+        elif _applies(request):
+            self.notify()
+
+    def notify(self) -> None:
+        if self._trigger is not None:
+            eventfd.signal(self._trigger)
+
+    def disable(self) -> None:
+        self.enabled = False
+        _close(self._trigger)
+        self._trigger = None
+
+
+class Line:
+    """INTx: as long as the device holds the line, the client hears of it once for each unmask.
+
+    Signalling masks ("automasked"): the client's next word on the line is UNMASK, by message or
+    by an eventfd, which a thread waits for.
+    """
+
+    def __init__(self) -> None:
+        self.enabled = False
+        self._held = False
+        self._masked = False
+        self._trigger: int | None = None
+        self._watch: _Watch | None = None
+        self._lock = Lock()  # between the device's thread and that of `_watch`
+
+    def set_irqs(self, request: IrqSet, fd: int | None) -> None:
+        flags = request.flags
+        if request.count and flags & IrqSetFlags.DATA_EVENTFD:
+            if flags & IrqSetFlags.ACTION_TRIGGER:
+                self._enable(fd)
+                return
+            if flags & IrqSetFlags.ACTION_MASK:
+                raise refuse(errno.ENOTTY, "INTx can't be masked by an eventfd")
+        if not self.enabled:
+            raise refuse(errno.EINVAL, "INTx isn't enabled")
+        if not request.count:
+            if flags != _DISABLE:
+                raise refuse(errno.EINVAL, "an action on no interrupt at all")
+            self.disable()
+        elif flags & IrqSetFlags.DATA_EVENTFD:
+            self._unmask_by(fd)
+        elif _applies(request):
+            if flags & IrqSetFlags.ACTION_MASK:
+                self._update(masked=True)
+            elif flags & IrqSetFlags.ACTION_UNMASK:
+                self._update(masked=False)
+            elif self._trigger is not None:
+                eventfd.signal(self._trigger)
+
+    def hold(self, held: bool) -> None:
+        """The device holds the line, or lets it go."""
+        self._update(held=held)
+
+    def disable(self) -> None:
+        self._unmask_by(None)
+        self.enabled = False
+        self._masked = False
+        _close(self._trigger)
+        self._trigger = None
+
+    def _enable(self, fd: int | None) -> None:
+        trigger = None if fd is None else eventfd.duplicate(fd)
+        with self._lock:
+            _close(self._trigger)
+            self.enabled, self._trigger = True, trigger
+        self._update()
+
+    def _unmask_by(self, fd: int | None) -> None:
+        watch = None if fd is None else _Watch(eventfd.duplicate(fd), self)
+        if self._watch is not None:
+            self._watch.stop()
+        self._watch = watch
+        if watch is not None:
+            watch.start()
+
+    def unmask(self) -> None:
+        self._update(masked=False)
+
+    def _update(self, *, held: bool | None = None, masked: bool | None = None) -> None:
+        with self._lock:
+            self._held = self._held if held is None else held
+            self._masked = self._masked if masked is None else masked
+            if self._held and not self._masked and self._trigger is not None:
+                self._masked = True
+                eventfd.signal(self._trigger)
+
+
+class _Watch(Thread):
+    """Unmasks a line whenever the client signals the eventfd *fd*, which is ours to close."""
+
+    def __init__(self, fd: int, line: Line) -> None:
+        super().__init__(name="intx-unmask", daemon=True)
+        self._fd = fd
+        self._line = line
+        self._end = os.eventfd(0, os.EFD_CLOEXEC)
+
+    def run(self) -> None:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        poll.register(self._end, select.POLLIN)
+        while self._end not in dict(poll.poll()):
+            if eventfd.take(self._fd):
+                with suppress(OSError):  # no way to tell; the next message meets the same
+                    self._line.unmask()
+
+    def stop(self) -> None:
+        """Once it returns, the line is not unmasked any more. Not to be called with its lock."""
+        os.eventfd_write(self._end, 1)
+        self.join()
+        os.close(self._fd)
+        os.close(self._end)
+
+
+def _applies(request: IrqSet) -> bool:
+    """Whether a request without eventfds means its one interrupt: DATA_BOOL may say no."""
+    if not request.count:
+        raise refuse(errno.EINVAL, "an action on no interrupt at all")
+    return not request.flags & IrqSetFlags.DATA_BOOL or request.data[0] != 0
+
+
+def _close(fd: int | None) -> None:
+    if fd is not None:
+        os.close(fd)
