@@ -101,8 +101,8 @@ class Device(ABC):
         """*count* bytes at *offset* of region *index*; fewer where the device gives fewer."""
 
     @abstractmethod
-    def region_write(self, index: int, offset: int, data: Buffer) -> int:
-        """Write *data* at *offset* of region *index*. Gives the number of bytes written."""
+    def region_write(self, index: int, offset: int, data: Buffer) -> None:
+        """Write *data* at *offset* of region *index*."""
 
     @abstractmethod
     def set_irqs(self, request: IrqSet, eventfds: Sequence[int]) -> None:

@@ -138,6 +138,10 @@ class RegionCapability:
     data: bytes
 
 
+#: VFIO_REGION_INFO_FLAG_CAPS; packing sets it where capabilities follow
+REGION_INFO_FLAG_CAPS = 1 << 3
+
+
 @dataclass(frozen=True, slots=True)
 class RegionInfo:
     """``struct vfio_region_info`` and the capabilities behind it.
@@ -172,8 +176,12 @@ class RegionInfo:
         )
         return cls(index, flags, size, offset, caps)
 
-    def pack(self) -> bytes:
-        """The full reply. Each capability starts on a multiple of 8, as in the kernel's chain."""
+    def pack(self, room: int = 1 << 32) -> bytes:
+        """The reply; each capability starts on a multiple of 8, as in the kernel's chain.
+
+        If it needs more than *room* bytes, it goes without capabilities, and its argsz says how
+        many it needs ("Message sizes").
+        """
         chain = bytearray()
         at = self.FORMAT.size
         for number, cap in enumerate(self.capabilities, 1):
@@ -182,9 +190,13 @@ class RegionInfo:
             entry = RegionCapability.FORMAT.pack(cap.id, cap.version, following) + cap.data
             chain += entry.ljust(length, b"\0")
             at += length
-        first = self.FORMAT.size if self.capabilities else 0
-        head = self.FORMAT.pack(at, self.flags, self.index, first, self.size, self.offset)
-        return head + chain
+        flags = self.flags & ~REGION_INFO_FLAG_CAPS
+        first = 0
+        if chain and at <= room:
+            flags |= REGION_INFO_FLAG_CAPS
+            first = self.FORMAT.size
+        head = self.FORMAT.pack(at, flags, self.index, first, self.size, self.offset)
+        return head + chain if first else head
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import json
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 Buffer = bytes | bytearray | memoryview
 
@@ -112,6 +112,10 @@ class Capabilities:
     max_dma_maps: int = DEFAULT_DMA_MAPS
     pgsizes: int = DEFAULT_PGSIZES
     write_multiple: bool = False
+    #: what is said; a reply may name only what the proposal named, or QEMU warns its user
+    named: frozenset[str] = frozenset(
+        ("max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes", "write_multiple")
+    )
 
     @classmethod
     def from_json(cls, data: Buffer) -> Self:
@@ -131,21 +135,16 @@ class Capabilities:
         caps = document.get("capabilities", {}) if isinstance(document, dict) else None
         if not isinstance(caps, dict):
             raise refuse(errno.EINVAL, "version data isn't an object with capabilities")
-        given: dict[str, int] = {}
-        for name in ("max_msg_fds", "max_data_xfer_size", "max_dma_maps", "pgsizes"):
-            value = caps.get(name)
-            if value is None:
-                continue
-            if type(value) is not int or not 0 <= value < 1 << 64:
-                raise refuse(errno.EINVAL, f"capability {name} isn't a 64-bit number")
+        given: dict[str, Any] = {}
+        for name in cls().named & caps.keys():
+            value, kind = caps[name], bool if name == "write_multiple" else int
+            if type(value) is not kind or not 0 <= value < 1 << 64:
+                raise refuse(errno.EINVAL, f"capability {name} has a value that it can't have")
             given[name] = value
-        multiple = caps.get("write_multiple", False)
-        if type(multiple) is not bool:
-            raise refuse(errno.EINVAL, "capability write_multiple isn't a boolean")
-        return cls(**given, write_multiple=multiple)
+        return cls(**given, named=frozenset(given))
 
     def to_json(self) -> bytes:
-        caps = {name: getattr(self, name) for name in self.__slots__}
+        caps = {name: getattr(self, name) for name in sorted(self.named)}
         return json.dumps({"capabilities": caps}, separators=(",", ":")).encode() + b"\0"
 
 

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The sockets that clients come to: made here, inherited as a descriptor, or systemd's."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import BridgeError
+
+#: systemd's first descriptor (SD_LISTEN_FDS_START)
+_LISTEN_FDS_START = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening socket, and its file if that is ours to remove."""
+
+    socket: socket.socket
+    path: Path | None = None
+    inode: int = 0
+
+    def close(self) -> None:
+        """Stop listening. A file that another server has put in place of ours stays."""
+        self.socket.close()
+        if self.path:
+            with contextlib.suppress(OSError):
+                if self.path.stat().st_ino == self.inode:
+                    self.path.unlink()
+
+
+def listen(path: Path, mode: int) -> Listener:
+    """Listen on a new socket file with permission bits *mode*; a stale one is replaced.
+
+    :raise BridgeError: a live server has it, it is no socket, or it can't be made
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o777 & ~mode)  # from the first moment, not by chmod() after
+    try:
+        _remove_stale(path)
+        sock.bind(str(path))
+        sock.listen()
+        return Listener(sock, path, path.stat().st_ino)
+    except OSError as error:
+        sock.close()
+        raise BridgeError(f"can't listen on {path}: {error.strerror or error}") from None
+    except BridgeError:
+        sock.close()
+        raise
+    finally:
+        os.umask(mask)
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(kind):
+        raise BridgeError(f"{path} exists and is no socket: remove it or choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        else:
+            raise BridgeError(f"another server is listening on {path}: stop it or choose another")
+
+
+def inherited(fd: int) -> Listener:
+    """The listening socket that came as descriptor *fd*.
+
+    :raise BridgeError: it is none
+    """
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as error:
+        raise BridgeError(f"file descriptor {fd} is no socket: {error.strerror}") from None
+    if (
+        sock.family != socket.AF_UNIX
+        or sock.type != socket.SOCK_STREAM
+        or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    ):
+        sock.detach()
+        raise BridgeError(f"file descriptor {fd} is no listening UNIX stream socket")
+    sock.set_inheritable(False)
+    return Listener(sock)
+
+
+def activated() -> list[tuple[str, Listener]]:
+    """What systemd listens on for us (sd_listen_fds_with_names): name and socket of each.
+
+    :raise BridgeError: one of them is no listening UNIX stream socket
+    """
+    if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):
+        return []
+    count = int(os.environ.pop("LISTEN_FDS", "0"))
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    names += [""] * (count - len(names))
+    return [(names[n], inherited(_LISTEN_FDS_START + n)) for n in range(count)]

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One connection: whole messages, with the file descriptors that belong to them, in and out.
+
+Nothing else in the package touches a socket's ancillary data.
+
+The kernel hands descriptors out with the first byte of the segment (skb) that they were sent with,
+and ends a read after such a segment (unix_stream_read_generic). So whoever reads on past a message
+must know whose descriptors came with the bytes. Here a read never takes more than 36 bytes beyond
+the start of a message whose size isn't known yet:
+
+- no message that can own descriptors is shorter than that (SET_IRQS has 36 bytes, DMA_MAP 48), so
+  such a read holds the start of one possible owner only, and that one is the last in the buffer;
+- the trapped accesses, a REGION_READ (32) or a REGION_WRITE of up to 4 bytes (36), take exactly
+  one system call each, also when many wait in the socket.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Sequence
+
+from .protocol import HEADER, ProtocolError
+
+_FIRST_READ = 36
+_FD_SIZE = array.array("i").itemsize
+_TIMEVAL = struct.Struct("@ll")
+_NO_TIMEOUT = _TIMEVAL.pack(0, 0)
+
+
+class PeerGoneError(Exception):
+    """The peer is gone, in good order (between messages) or not; the text says which."""
+
+
+class Message:
+    """One whole message. Its *payload* lies in the connection's buffer: use it before the next.
+
+    *fds* came with it and are closed after it; *reply_fds* go out with the reply and stay open.
+    """
+
+    __slots__ = ("command", "fds", "flags", "id", "payload", "reply_fds")
+
+    def __init__(
+        self, id_: int, command: int, flags: int, payload: memoryview, fds: list[int]
+    ) -> None:
+        self.id = id_
+        self.command = command
+        self.flags = flags
+        self.payload = payload
+        self.fds = fds
+        self.reply_fds: Sequence[int] = ()
+
+    def close_fds(self) -> None:
+        """Close what the message brought and nobody claimed."""
+        while self.fds:
+            os.close(self.fds.pop())
+
+
+class Connection:
+    """A connected UNIX stream socket.
+
+    :param max_fds: how many descriptors one message may bring
+    :param stall: seconds that a peer may take to finish a message, or to take a reply from us
+    """
+
+    def __init__(self, sock: socket.socket, *, max_fds: int, stall: float = 10.0) -> None:
+        self.socket = sock
+        #: bytes that a message may have, header included; small until the peer is known
+        self.max_size = 1 << 16
+        self._control = socket.CMSG_SPACE(max_fds * _FD_SIZE)
+        self._stall = stall
+        self._timeval = _TIMEVAL.pack(int(stall), int(stall % 1 * 1_000_000))
+        self._buffer = bytearray(self.max_size)
+        self._view = memoryview(self._buffer)
+        self._begin = 0  # the buffer holds unread bytes from here ...
+        self._end = 0  # ... to here
+        self._fds: list[int] = []  # came with the last message that began in the buffer
+        sock.setblocking(True)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, self._timeval)
+
+    def hurry(self, on: bool) -> None:
+        """From now on a read that waits longer than the stall time fails; or no longer does."""
+        self.socket.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVTIMEO, self._timeval if on else _NO_TIMEOUT
+        )
+
+    def receive(self) -> Message:
+        """Wait for the next whole message.
+
+        :raise PeerGoneError: the peer is gone, or took too long over half a message
+        :raise ProtocolError: what came is no message, or its descriptors did not all arrive
+        """
+        begin, have = self._begin, self._end - self._begin
+        if begin:
+            # Never more than a few bytes: a first read takes less than two messages.
+            self._view[:have] = self._view[begin : self._end]
+            self._begin, self._end = 0, have
+        if have < HEADER.size:
+            try:
+                have = self._read(_FIRST_READ)
+            except BlockingIOError:
+                raise PeerGoneError("it has nothing to say") from None
+            if have < HEADER.size:
+                have = self._finish(HEADER.size)
+        id_, command, size, flags, _error = HEADER.unpack_from(self._buffer)
+        if size > have:
+            if size > self.max_size:
+                raise ProtocolError(f"a message of {size} bytes; {self.max_size} are allowed")
+            if size > len(self._buffer):
+                self._grow(size)
+            have = self._finish(size)
+        elif size < HEADER.size:
+            raise ProtocolError(f"a message of {size} bytes; its header alone has {HEADER.size}")
+        fds: list[int] = []
+        if have > size:
+            self._begin = size
+        else:
+            self._end = 0
+            if self._fds:
+                fds, self._fds = self._fds, fds
+        return Message(id_, command, flags, self._view[HEADER.size : size], fds)
+
+    def _finish(self, size: int) -> int:
+        """Read until the buffer holds *size* bytes, but not forever."""
+        with contextlib.suppress(BlockingIOError):  # the rest is mostly there already
+            self._read(size, socket.MSG_DONTWAIT)
+        if self._end < size:
+            late = PeerGoneError("it took too long to send a whole message")
+            deadline = time.monotonic() + self._stall
+            self.hurry(True)
+            while self._end < size:
+                try:
+                    self._read(size)
+                except BlockingIOError:
+                    raise late from None
+                if time.monotonic() > deadline:
+                    raise late
+            self.hurry(False)
+        return self._end
+
+    def _read(self, limit: int, flags: int = 0) -> int:
+        """One read, up to *limit* bytes in the buffer. Gives how many there are.
+
+        :raise BlockingIOError: there is nothing, and it must not wait (any longer)
+        """
+        try:
+            count, control, flags, _address = self.socket.recvmsg_into(
+                (self._view[self._end : limit],), self._control, socket.MSG_CMSG_CLOEXEC | flags
+            )
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise PeerGoneError(error.strerror) from None
+        if control:
+            for level, kind, data in control:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                    whole = len(data) // _FD_SIZE * _FD_SIZE
+                    self._fds.extend(array.array("i", data[:whole]))
+        if flags & socket.MSG_CTRUNC:
+            raise ProtocolError("more file descriptors in one message than were agreed on")
+        if not count:
+            raise PeerGoneError("it hung up" + (" in mid-message" if self._end else ""))
+        self._end += count
+        return self._end
+
+    def _grow(self, size: int) -> None:
+        grown = bytearray(size)
+        grown[: self._end] = self._view[: self._end]
+        self._buffer, self._view = grown, memoryview(grown)
+
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Send one whole message.
+
+        :raise PeerGoneError: the peer is gone, or has not taken its replies for the stall time
+        """
+        try:
+            if fds:
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+                sent = self.socket.sendmsg((data,), (rights,))
+            else:
+                sent = self.socket.send(data)
+            while sent < len(data):
+                sent += self.socket.send(memoryview(data)[sent:])
+        except BlockingIOError:
+            raise PeerGoneError("it doesn't read its replies") from None
+        except OSError as error:
+            if error.errno == errno.EBADF and fds:
+                raise  # ours, not the socket's: a device gave a descriptor that isn't open
+            raise PeerGoneError(error.strerror) from None
+
+    def hung_up(self) -> bool:
+        """Whether the peer, or we, have hung up; what it sent before may still be unread."""
+        descriptor = self.socket.fileno()
+        if descriptor < 0:
+            return True
+        poll = select.poll()
+        poll.register(descriptor, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def shut_down(self) -> None:
+        """End the conversation from another thread: `receive` and `send` fail from now on."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Hang up; descriptors that no message claimed are closed."""
+        while self._fds:
+            os.close(self._fds.pop())
+        self.socket.close()
