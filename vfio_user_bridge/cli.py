@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The command line. Each command imports what it needs when it runs: start-up time is a feature."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from . import __version__
+from .errors import BridgeError, DeviceError, UsageError
+
+if TYPE_CHECKING:
+    from .kernel.pci import PciDevice
+
+PROGRAM = "vfio-user-bridge"
+
+DESCRIPTION = """\
+Give a virtual machine a physical PCI device over one safe UNIX socket.
+
+One process owns the device through kernel VFIO; an unmodified QEMU (10.1 or
+later) connects to its socket in the vfio-user protocol, and the guest drives
+the hardware. QEMU needs no access to /dev/vfio.
+"""
+
+EXAMPLES = """\
+examples:
+  vfio-user-bridge list                             what can be given to a guest
+  vfio-user-bridge bind 0000:01:10.1                take it from its driver
+  vfio-user-bridge serve 0000:01:10.1 --socket-path /run/nic.sock
+  vfio-user-bridge qemu-args /run/nic.sock          how QEMU connects to it
+  vfio-user-bridge unbind 0000:01:10.1              give it back to its driver
+
+  vfio-user-bridge serve model:edu --socket-path /tmp/edu.sock
+                                                    without any hardware
+"""
+
+SERVE_EXAMPLES = """\
+examples:
+  vfio-user-bridge serve 0000:01:10.1 --socket-path /run/nic.sock
+  vfio-user-bridge serve 01:10.1 01:10.2 --socket-dir /run/bridge
+      makes /run/bridge/0000:01:10.1.sock and /run/bridge/0000:01:10.2.sock
+
+Started by a systemd socket unit it takes the sockets passed in. Several are
+matched by FileDescriptorName=, with - for : (0000-01-10.1), else by order.
+
+Prints a line for each device when its socket accepts connections. SIGTERM and
+SIGINT end it: the device is reset, socket files are removed.
+"""
+
+LIST_COLUMNS = """\
+The column SERVE says what is missing, if anything, before serve takes a device:
+  yes           nothing
+  bind          a host driver has it, or none: bind it to vfio-pci
+  bind --group  so have others in its IOMMU group: bind all of them
+  group         its IOMMU group holds a bridge that the host needs
+  no IOMMU      the IOMMU is off or missing
+  bridge        bridges stay with the host
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Gives the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted by the keyboard.
+    """
+    try:
+        options = _parser().parse_args(argv)
+        options.run(options)
+        sys.stdout.flush()
+    except BridgeError as error:
+        _complain(str(error))
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read has seen enough. The flush at exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except SystemExit as leaving:  # argparse, after --help and --version
+        return int(leaving.code or 0)
+    return 0
+
+
+def _complain(line: str) -> None:
+    sys.stderr.write(f"{PROGRAM}: {line}\n")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains in one line, as everything here does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        PROGRAM,
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=raw,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, what: str, epilog: str | None = None) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=what,
+            description=f"{what[0].upper()}{what[1:]}.",
+            epilog=epilog,
+            formatter_class=raw,
+            allow_abbrev=False,
+        )
+
+    _add_serve(command("serve", "offer devices on sockets, until told to stop", SERVE_EXAMPLES))
+
+    lister = command("list", "show PCI devices, and which can be served", LIST_COLUMNS)
+    lister.add_argument("devices", metavar="BDF", nargs="*", help="only these PCI addresses")
+    lister.add_argument("--group", type=int, metavar="N", help="only those of IOMMU group N")
+    lister.add_argument("--json", action="store_true", help="all that is known, for programs")
+    lister.set_defaults(run=_list)
+
+    binder = command("bind", "give devices to vfio-pci, remembering their drivers")
+    _add_devices(binder)
+    binder.add_argument("--force", action="store_true", help="even with a mounted file system")
+    binder.set_defaults(run=_bind)
+
+    unbinder = command("unbind", "give devices back to the drivers that had them")
+    _add_devices(unbinder)
+    unbinder.set_defaults(run=_unbind)
+
+    args = command("qemu-args", "print the QEMU arguments that connect to sockets")
+    args.add_argument("sockets", metavar="SOCKET", nargs="+", type=Path)
+    args.add_argument("--memory", metavar="SIZE", default="4G", help="guest RAM (default: 4G)")
+    args.set_defaults(run=_qemu_args)
+    return parser
+
+
+def _add_devices(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("devices", metavar="BDF", nargs="+", help="PCI address: 0000:01:10.1")
+    parser.add_argument(
+        "--group", action="store_true", help="with all others of its IOMMU group, but for bridges"
+    )
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "devices", metavar="DEVICE", nargs="+", help="PCI address (0000:01:10.1), or model:edu"
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--socket-path", metavar="PATH", type=Path, help="the socket to make")
+    where.add_argument("--fd", metavar="N", type=int, help="a listening socket, passed in")
+    where.add_argument(
+        "--socket-dir", metavar="DIR", type=Path, help="where each device gets NAME.sock"
+    )
+    parser.add_argument(
+        "--socket-mode",
+        metavar="OCTAL",
+        type=_mode,
+        default=0o600,
+        help="permissions of socket files (default: 0600)",
+    )
+    parser.add_argument(
+        "--bar-mmap",
+        choices=("auto", "off"),
+        default="auto",
+        help="whether clients map BARs, or have each access go through the bridge (default: auto)",
+    )
+    parser.add_argument(
+        "--on-disconnect",
+        choices=("reset", "keep"),
+        default="reset",
+        help="what becomes of the device's state when its client goes (default: reset)",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=("debug", "info", "warning", "error"),
+        default="info",
+        help="how much goes to stderr (default: info)",
+    )
+    parser.set_defaults(run=_serve)
+
+
+def _mode(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an octal mode like 0660")
+    return mode
+
+
+# ---- Commands -------------------------------------------------------------------------------
+
+
+def _serve(options: argparse.Namespace) -> None:
+    from .serve import serve
+
+    serve(options)
+
+
+def _list(options: argparse.Namespace) -> None:
+    import shutil
+
+    from .inventory import as_json, as_table, entry
+    from .kernel import pci
+    from .kernel.inuse import uses
+    from .pci_ids import PciIds
+
+    if options.devices:
+        devices = [pci.find(pci.parse_bdf(text)) for text in options.devices]
+    else:
+        devices = pci.all_devices()
+    if options.group is not None:
+        devices = [device for device in devices if device.iommu_group == options.group]
+        if not devices:
+            raise DeviceError(f"there is no such device in IOMMU group {options.group}")
+    names, used = PciIds.load(), uses()
+    entries = [entry(device, names, used.get(device.bdf, ())) for device in devices]
+    if options.json:
+        print(as_json(entries))
+    else:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(as_table(entries, width))
+
+
+def _bind(options: argparse.Namespace) -> None:
+    from .kernel import drivers, pci
+    from .kernel.inuse import uses
+
+    devices = _chosen(options)
+    vital = [f"{d.bdf}: {use.text}" for d in devices for use in uses().get(d.bdf, ()) if use.vital]
+    if vital and not options.force:
+        raise DeviceError(
+            f"{vital[0]}: unmount it first, or bind --force and lose what isn't saved"
+        )
+    for device in devices:
+        print(f"{device.bdf}: {drivers.bind(device) or 'no driver'} -> {device.driver}", flush=True)
+    for line in {why.line: None for device in devices if (why := pci.obstacle(device))}:
+        _complain(f"not ready to be served: {line}")
+
+
+def _unbind(options: argparse.Namespace) -> None:
+    from .kernel import drivers
+
+    for device in _chosen(options):
+        before = device.driver or "no driver"
+        print(f"{device.bdf}: {before} -> {drivers.unbind(device) or 'no driver'}", flush=True)
+
+
+def _chosen(options: argparse.Namespace) -> list[PciDevice]:
+    """The devices named; with ``--group`` also the other endpoints of their groups."""
+    from .kernel import pci
+
+    named = [pci.find(pci.parse_bdf(text)) for text in options.devices]
+    chosen = {device.bdf: device for device in named}
+    for device in named if options.group else ():
+        if device.iommu_group is not None:
+            chosen |= {member.bdf: member for member in pci.group_endpoints(device.iommu_group)}
+    return list(chosen.values())
+
+
+def _qemu_args(options: argparse.Namespace) -> None:
+    import shlex
+
+    from .qemu import arguments
+
+    print(shlex.join(arguments(options.sockets, options.memory)))

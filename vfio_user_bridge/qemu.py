@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The QEMU arguments that connect a virtual machine to vfio-user sockets. QEMU 10.1 or later."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from .errors import UsageError
+
+DEFAULT_MEMORY = "4G"
+
+
+def arguments(sockets: Iterable[Path], memory: str = DEFAULT_MEMORY) -> list[str]:
+    """Arguments for a q35 machine with *memory* of RAM that the devices behind *sockets* can reach.
+
+    Shared memory is what makes DMA possible: QEMU sends its file to the bridge. *memory* is a size
+    as QEMU writes it, in MiB without a suffix.
+
+    :raise UsageError: *memory* is no such size
+    """
+    if not re.fullmatch(r"[1-9][0-9]*[MGT]?", memory, re.IGNORECASE):
+        raise UsageError(f"{memory!r} is not a memory size: write it as 4G or 512M")
+    # -m takes a bare number as MiB, an object's size as bytes.
+    size = memory if memory[-1].isalpha() else f"{memory}M"
+    devices = (
+        {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(path.absolute())}}
+        for path in sockets
+    )
+    return [
+        "-object",
+        f"memory-backend-memfd,id=mem,size={size},share=on",
+        "-machine",
+        "q35,memory-backend=mem",
+        "-m",
+        size,
+        *(word for device in devices for word in ("-device", _compact(device))),
+    ]
+
+
+def _compact(device: object) -> str:
+    return json.dumps(device, separators=(",", ":"), ensure_ascii=False)
