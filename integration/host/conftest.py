@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The bridge as its users start it: a process, serving a model on a socket."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def edu_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The socket of one `serve model:edu` for all tests, so that each meets what the last left."""
+    path = tmp_path_factory.mktemp("edu") / "edu.sock"
+    command = [sys.executable, "-m", "vfio_user_bridge", "serve", "model:edu"]
+    with subprocess.Popen([*command, "--socket-path", path], stdout=subprocess.PIPE) as bridge:
+        assert bridge.stdout is not None
+        assert bridge.stdout.readline(), "the bridge ended before its socket was ready"
+        yield path
+        bridge.terminate()
+        assert bridge.wait(10) == 0
+    assert not path.exists()
+
+
+@pytest.fixture(scope="session")
+def vfio_user_edu(edu_socket: Path) -> str:
+    """What `-device` needs to be that model, in slot 4."""
+    socket = {"type": "unix", "path": str(edu_socket)}
+    return json.dumps({"driver": "vfio-user-pci", "addr": "4.0", "socket": socket})
