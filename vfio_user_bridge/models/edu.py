@@ -116,7 +116,7 @@ class Edu(Device):
             return self._config.read(offset, count)
         return b"".join(self._read(at, size) for at, size in _accesses(offset, count))
 
-    def region_write(self, index: int, offset: int, data: Buffer) -> int:
+    def region_write(self, index: int, offset: int, data: Buffer) -> None:
         if index == PciRegion.CONFIG:
             self._config.write(offset, data)
             self._update_intx()
@@ -124,7 +124,6 @@ class Edu(Device):
             for at, size in _accesses(offset, len(data)):
                 value = int.from_bytes(data[at - offset : at - offset + size], "little")
                 self._write(at, size, value)
-        return len(data)
 
     def set_irqs(self, request: IrqSet, eventfds: Sequence[int]) -> None:
         self._interrupts.set_irqs(request, eventfds)

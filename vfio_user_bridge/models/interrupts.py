@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Interrupts of a model: eventfds of the client, under the rules of VFIO_DEVICE_SET_IRQS.
 
-What is allowed when, and which errno tells that it isn't, is drivers/vfio/pci/vfio_pci_intrs.c.
+What is allowed when, and which errno says that it isn't, is as in the kernel's vfio_pci_intrs.c. A
+count of 0 means, as checked before, that the client is done with this kind.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from vfio_user_bridge.protocol import refuse
 
 from . import eventfd
 
-_DISABLE = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER
+_ENABLE = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
 
 _INFO = {
     PciIrq.INTX: (1, IrqFlags.EVENTFD | IrqFlags.MASKABLE | IrqFlags.AUTOMASKED),
@@ -68,16 +69,15 @@ class Vector:
     def set_irqs(self, request: IrqSet, fd: int | None) -> None:
         if not request.flags & IrqSetFlags.ACTION_TRIGGER:
             raise refuse(errno.ENOTTY, "this interrupt can't be masked")
-        if request.flags & IrqSetFlags.DATA_EVENTFD and request.count:
+        if request.flags & IrqSetFlags.DATA_EVENTFD:
             trigger = None if fd is None else eventfd.duplicate(fd)
             self.disable()
             self.enabled, self._trigger = True, trigger
-            return
-        if not self.enabled:
+        elif not self.enabled:
             raise refuse(errno.EINVAL, "this interrupt isn't enabled")
-        if request.flags == _DISABLE and not request.count:
+        elif not request.count:
             self.disable()
-        elif _applies(request):
+        elif _is_meant(request):
             self.notify()
 
     def notify(self) -> None:
@@ -107,21 +107,17 @@ class Line:
 
     def set_irqs(self, request: IrqSet, fd: int | None) -> None:
         flags = request.flags
-        if request.count and flags & IrqSetFlags.DATA_EVENTFD:
-            if flags & IrqSetFlags.ACTION_TRIGGER:
-                self._enable(fd)
-                return
-            if flags & IrqSetFlags.ACTION_MASK:
-                raise refuse(errno.ENOTTY, "INTx can't be masked by an eventfd")
-        if not self.enabled:
+        if flags == _ENABLE:
+            self._enable(fd)
+        elif not self.enabled:
             raise refuse(errno.EINVAL, "INTx isn't enabled")
-        if not request.count:
-            if flags != _DISABLE:
-                raise refuse(errno.EINVAL, "an action on no interrupt at all")
+        elif not request.count:
             self.disable()
         elif flags & IrqSetFlags.DATA_EVENTFD:
+            if flags & IrqSetFlags.ACTION_MASK:
+                raise refuse(errno.ENOTTY, "INTx can't be masked by an eventfd")
             self._unmask_by(fd)
-        elif _applies(request):
+        elif _is_meant(request):
             if flags & IrqSetFlags.ACTION_MASK:
                 self._update(masked=True)
             elif flags & IrqSetFlags.ACTION_UNMASK:
@@ -193,10 +189,8 @@ class _Watch(Thread):
         os.close(self._end)
 
 
-def _applies(request: IrqSet) -> bool:
-    """Whether a request without eventfds means its one interrupt: DATA_BOOL may say no."""
-    if not request.count:
-        raise refuse(errno.EINVAL, "an action on no interrupt at all")
+def _is_meant(request: IrqSet) -> bool:
+    """Whether a request without eventfds is about its one interrupt: DATA_BOOL may say no."""
     return not request.flags & IrqSetFlags.DATA_BOOL or request.data[0] != 0
 
 
