@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -154,6 +155,14 @@ def test_bind_the_group_and_back(capsys: Output) -> None:
     assert main(["unbind", "--group", "01:10.1"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines() == [f"{NIC}: vfio-pci -> igb", f"{TWIN}: vfio-pci -> igb"]
+    assert err == ""
+
+
+@pytest.mark.usefixtures("fake")
+def test_nothing_to_do(capsys: Output) -> None:
+    assert main(["unbind", NIC, PORT]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"{NIC}: igb, as before", f"{PORT}: pcieport, as before"]
     assert err == ""
 
 
@@ -350,6 +359,26 @@ def test_logs_have_a_line_each_with_time_and_level(tmp_path: Path) -> None:
         assert server.stdout
         assert server.stderr
         server.stdout.readline()
+        connect(path)
+        line = server.stderr.readline()  # of the client that came and said nothing
         server.terminate()
-        lines = server.stderr.read().splitlines()
-    assert lines[-1].split(" ", 2)[2] == "INFO stopping: SIGTERM"
+    assert re.match(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\d\d\d INFO edu: pid {os.getpid()}", line)
+
+
+def test_serving_a_model_imports_nothing_for_hardware(tmp_path: Path) -> None:
+    """Start-up time is a feature."""
+    arguments = ["serve", "model:edu", "--socket-path", str(tmp_path / "edu.sock")]
+    with subprocess.Popen(
+        [sys.executable, "-X", "importtime", *COMMAND[1:], *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout
+        assert server.stderr
+        server.stdout.readline()
+        server.terminate()
+        imported = {line.rsplit("|", 1)[-1].strip() for line in server.stderr}
+    assert "vfio_user_bridge.models.edu" in imported
+    costly = {"subprocess", "asyncio", "vfio_user_bridge.hostdev", "vfio_user_bridge.kernel.pci"}
+    assert not imported & costly

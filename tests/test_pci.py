@@ -152,8 +152,26 @@ def test_nothing_in_the_way(fake: FakeSysfs) -> None:
 
 def test_bridge(fake: FakeSysfs) -> None:
     fake.device(PORT, driver="pcieport", group=1, class_code=PCI_BRIDGE, header_type=1)
-    line = f"{PORT} is a PCI bridge: only endpoints can be given to a guest"
-    assert obstacle(fake, PORT) == ("bridge", line)
+    assert obstacle(fake, PORT) == ("bridge", f"{PORT} is a bridge, which the host keeps")
+
+
+def test_isa_bridge(fake: FakeSysfs) -> None:
+    fake.device("0000:00:1f.0", group=1, class_code=ISA_BRIDGE)
+    why = obstacle(fake, "0000:00:1f.0")
+    assert why
+    assert why[0] == "bridge"
+
+
+def test_isa_bridge_that_someone_insists_on(fake: FakeSysfs) -> None:
+    fake.device("0000:00:1f.0", driver="vfio-pci", group=1, class_code=ISA_BRIDGE)
+    assert obstacle(fake, "0000:00:1f.0") is None
+
+
+def test_nvswitch_is_a_device_like_others(fake: FakeSysfs) -> None:
+    fake.device(NIC, driver="vfio-pci", group=12, class_code=0x068000)
+    assert not pci.find(NIC, fake.root).is_bridge
+    assert [d.bdf for d in pci.group_endpoints(12, fake.root)] == [NIC]
+    assert obstacle(fake) is None
 
 
 def test_no_group(fake: FakeSysfs) -> None:

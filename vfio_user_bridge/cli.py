@@ -235,14 +235,15 @@ def _bind(options: argparse.Namespace) -> None:
     from .kernel import drivers, pci
     from .kernel.inuse import uses
 
-    devices = _chosen(options)
-    vital = [f"{d.bdf}: {use.text}" for d in devices for use in uses().get(d.bdf, ()) if use.vital]
+    devices, used = _chosen(options), uses()
+    vital = [f"{d.bdf}: {use.text}" for d in devices for use in used.get(d.bdf, ()) if use.vital]
     if vital and not options.force:
         raise DeviceError(
             f"{vital[0]}: unmount it first, or bind --force and lose what isn't saved"
         )
     for device in devices:
-        print(f"{device.bdf}: {drivers.bind(device) or 'no driver'} -> {device.driver}", flush=True)
+        before = drivers.bind(device)
+        _print_change(device, before, device.driver)
     for line in {why.line: None for device in devices if (why := pci.obstacle(device))}:
         _complain(f"not ready to be served: {line}")
 
@@ -251,8 +252,15 @@ def _unbind(options: argparse.Namespace) -> None:
     from .kernel import drivers
 
     for device in _chosen(options):
-        before = device.driver or "no driver"
-        print(f"{device.bdf}: {before} -> {drivers.unbind(device) or 'no driver'}", flush=True)
+        before = device.driver
+        _print_change(device, before, drivers.unbind(device))
+
+
+def _print_change(device: PciDevice, before: str | None, after: str | None) -> None:
+    change = f"{before or 'no driver'} -> {after or 'no driver'}"
+    if before == after:
+        change = f"{after or 'no driver'}, as before"
+    print(f"{device.bdf}: {change}", flush=True)
 
 
 def _chosen(options: argparse.Namespace) -> list[PciDevice]:

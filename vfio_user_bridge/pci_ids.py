@@ -21,6 +21,7 @@ class PciIds:
 
     def __init__(self, data: bytes) -> None:
         self._data = b"\n" + data
+        self._sections: dict[bytes, bytes] = {}  # those that were asked for, by heading
 
     @classmethod
     def load(cls, paths: Iterable[Path] = PATHS) -> PciIds:
@@ -41,15 +42,21 @@ class PciIds:
         base = b"\nC %02x  " % (class_code >> 16)
         return self._name(base, b"\n\t%02x  " % (class_code >> 8 & 0xFF)) or self._name(base)
 
-    def _name(self, section: bytes, entry: bytes | None = None) -> str | None:
-        start, end = self._data.find(section), len(self._data)
-        found = section
-        if start >= 0 and entry is not None:
-            if following := _TOP_LEVEL.search(self._data, start + len(section)):
-                end = following.start()
-            start, found = self._data.find(entry, start, end), entry
+    def _name(self, heading: bytes, entry: bytes = b"") -> str | None:
+        """What stands behind *entry* in the section behind *heading*, or behind that itself."""
+        if heading not in self._sections:
+            self._sections[heading] = self._section(heading)
+        section = self._sections[heading]
+        start = section.find(entry)
         if start < 0:
             return None
-        start += len(found)
-        line, _, _ = self._data[start : start + 200].partition(b"\n")
-        return line.decode(errors="replace").strip()
+        line, _, _ = section[start + len(entry) :].partition(b"\n")
+        return line.decode(errors="replace").strip() or None
+
+    def _section(self, heading: bytes) -> bytes:
+        start = self._data.find(heading)
+        if start < 0:
+            return b""
+        start += len(heading)
+        following = _TOP_LEVEL.search(self._data, start)
+        return self._data[start : following.start() if following else None]

@@ -104,8 +104,11 @@ class PciDevice:
 
     @property
     def is_bridge(self) -> bool:
-        """By its class: PCI's bridges, which aren't endpoints, and those to the CPU, ISA, LPC."""
-        return self.class_code >> 16 == 0x06
+        """Whether its class is that of a bridge to PCI, the CPU or ISA: part of the host itself.
+
+        Not "other bridge" (PCI_CLASS_BRIDGE_OTHER): an NVSwitch is one, and is given to guests.
+        """
+        return self.class_code >> 16 == 0x06 and self.class_code >> 8 != 0x0680
 
     def _read(self, name: str, count: int = 4096) -> bytes:
         try:
@@ -195,8 +198,9 @@ def obstacle(device: PciDevice) -> Obstacle | None:
     :raise DeviceError: it is gone
     """
     bdf, group = device.bdf, device.iommu_group
-    if not device.is_endpoint:
-        return Obstacle("bridge", f"{bdf} is a PCI bridge: only endpoints can be given to a guest")
+    # The kernel would give away a host or ISA bridge, to who insists by binding it.
+    if not device.is_endpoint or (device.is_bridge and not device.under_vfio):
+        return Obstacle("bridge", f"{bdf} is a bridge, which the host keeps")
     if group is None:
         return Obstacle(
             "no IOMMU",
