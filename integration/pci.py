@@ -125,18 +125,18 @@ class PciDevice:
     def size_bars(self) -> dict[int, Bar]:
         """Return the device's BARs by number, found by writing all ones, and leave them at 0."""
         bars: dict[int, Bar] = {}
-        number = 0
-        while number < 6:
+        numbers = iter(range(6))
+        for number in numbers:
             offset = BASE_ADDRESS_0 + 4 * number
-            wide = False
             flags = self.read_config(offset, 4)
             flags &= 0x3 if flags & BAR_IO else 0xF
-            wide = not flags & BAR_IO and bool(flags & BAR_64BIT)
-            answer = self._probe(offset) & ~flags
-            answer |= (self._probe(offset + 4) if wide else 0xFFFFFFFF) << 32
-            if answer & 0xFFFFFFFF or (wide and answer):
-                bars[number] = Bar((1 << 64) - answer, flags)
-            number += 2 if wide else 1
+            writable = self._probe(offset) & ~flags
+            upper = 0xFFFFFFFF
+            if not flags & BAR_IO and flags & BAR_64BIT:
+                next(numbers)
+                upper = self._probe(offset + 4)
+            if writable:  # a BAR of 4 GiB or more would have nothing here; none is tested
+                bars[number] = Bar((1 << 64) - (upper << 32 | writable), flags)
         return bars
 
     def _probe(self, offset: int) -> int:

@@ -43,13 +43,14 @@ class Qtest:
 
         :raise StepError: there is no QEMU and it can't be built.
         """
+        command = qemu.find()
         #: the interrupt controller's inputs that are high now
         self.lines: set[int] = set()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [*qemu.find(), *_machine(theirs.fileno()), *arguments],
+                [*command, *_machine(theirs.fileno()), *arguments],
                 stdin=subprocess.DEVNULL,
                 stderr=self._stderr,
                 pass_fds=[theirs.fileno()],
@@ -69,8 +70,8 @@ class Qtest:
     ) -> None:
         self._answers.close()
         self._socket.close()
-        self._process.terminate()
-        self._process.wait(TIMEOUT)
+        self._process.kill()
+        self._process.wait()
         self._stderr.close()
 
     def command(self, *words: object) -> str:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The config space of a conventional PCI device: 256 bytes, each bit with its rule for writing.
+"""The config space of a conventional PCI device: 256 bytes, and which bits may be written.
 
-A bit is read-only, may be written, or is cleared by writing 1. Which is which is what QEMU gives
-its own devices (hw/pci/pci.c and msi.c), so that a guest can't tell a model from those; names and
-bits are those of linux/pci_regs.h.
+Which bits may be written is what QEMU gives its own devices (hw/pci/pci.c and msi.c), so that a
+guest can't tell a model from those. Names and bits are those of linux/pci_regs.h. Status bits that
+are cleared by writing 1 tell of errors on the bus; none ever happens here.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ COMMAND_WRITABLE = 0x507
 STATUS = 0x06
 STATUS_INTERRUPT = 0x8
 STATUS_CAP_LIST = 0x10
-#: the errors: cleared by writing 1
-STATUS_ERRORS = 0xF900
 CACHE_LINE_SIZE = 0x0C
 BASE_ADDRESS_0 = 0x10
 SUBSYSTEM_VENDOR_ID = 0x2C
@@ -61,7 +59,6 @@ class ConfigSpace:
         """Ids are (vendor, device); *class_code* has 24 bits; *bars* gives the size of each BAR."""
         self._values = bytearray(CONFIG_SIZE)
         self._writable = bytearray(CONFIG_SIZE)
-        self._clearable = bytearray(CONFIG_SIZE)
         # QEMU's devices have plain memory where they have neither header nor capability.
         self._writable[HEADER_SIZE:] = b"\xff" * (CONFIG_SIZE - HEADER_SIZE)
 
@@ -69,7 +66,6 @@ class ConfigSpace:
         self._field(0x00, 4, vendor | device << 16)
         self._field(COMMAND, 2, 0, writable=COMMAND_WRITABLE)
         self._field(STATUS, 2, STATUS_CAP_LIST)
-        _put(self._clearable, STATUS, 2, STATUS_ERRORS)
         self._field(0x08, 4, revision | class_code << 8)
         self._field(CACHE_LINE_SIZE, 1, 0, writable=0xFF)
         for number, size in bars.items():
@@ -99,8 +95,7 @@ class ConfigSpace:
         """Write what may be written; the rest stays, without a complaint, as on a PCI bus."""
         for at, byte in enumerate(data, offset):
             writable = self._writable[at]
-            kept = self._values[at] & ~writable | byte & writable
-            self._values[at] = kept & ~(byte & self._clearable[at])
+            self._values[at] = self._values[at] & ~writable | byte & writable
         # One vector is all there is: asking for more of them gives one, once MSI is enabled.
         if self.msi_enabled:
             self._set_bits(MSI + MSI_FLAGS, MSI_FLAGS_QSIZE, on=False)

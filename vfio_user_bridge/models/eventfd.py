@@ -4,8 +4,8 @@
 The client shares the open file: it can clear O_NONBLOCK or fill the counter at any moment, and
 write() would then wait for a reader that never comes. The kernel's own eventfd_signal(), which
 VFIO uses, adds 1 without ever waiting. Programs get at it through asynchronous I/O, which calls it
-for the eventfd of a finished request (IOCB_FLAG_RESFD in linux/aio_abi.h); the request here is to
-read nothing, which is finished at once.
+for the eventfd of a finished request (IOCB_FLAG_RESFD in linux/aio_abi.h). The request here is to
+read no bytes from the eventfd, which finishes at once, with EINVAL; nobody looks at the result.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import platform
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,7 @@ from pathlib import Path
 from vfio_user_bridge.protocol import refuse
 
 #: __NR_io_setup, io_submit, io_getevents: x86-64 has its own numbers, later machines share theirs
-_SETUP, _SUBMIT, _GETEVENTS = (206, 209, 208) if platform.machine() == "x86_64" else (0, 2, 4)
+_SETUP, _SUBMIT, _GETEVENTS = (206, 209, 208) if os.uname().machine == "x86_64" else (0, 2, 4)
 
 _REQUESTS = 16
 _EVENT_SIZE = 32  # struct io_event
@@ -65,11 +64,11 @@ def signal(fd: int) -> None:
 
     :raise OSError: the kernel has no asynchronous I/O to spare (fs.aio-max-nr)
     """
-    context, null = _context()
-    request = _Request(fd=null, flags=_FLAG_RESFD, eventfd=fd)
+    context = _context()
+    request = _Request(fd=fd, flags=_FLAG_RESFD, eventfd=fd)
     requests = (ctypes.POINTER(_Request) * 1)(ctypes.pointer(request))
     _syscall(_SUBMIT, context, ctypes.c_long(1), requests)
-    # Only to make room for the next: nobody wants to know.
+    # Only to make room for the next.
     events = ctypes.create_string_buffer(_EVENT_SIZE * _REQUESTS)
     _syscall(_GETEVENTS, context, ctypes.c_long(0), ctypes.c_long(_REQUESTS), events, None)
 
@@ -82,11 +81,11 @@ def take(fd: int) -> bool:
 
 
 @cache
-def _context() -> tuple[ctypes.c_ulong, int]:
-    """Where requests go, and the file that they read: one of each for this process."""
+def _context() -> ctypes.c_ulong:
+    """Where requests go, one for this process."""
     context = ctypes.c_ulong(0)
     _syscall(_SETUP, ctypes.c_long(_REQUESTS), ctypes.byref(context))
-    return context, os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    return context
 
 
 def _syscall(number: int, *arguments: object) -> None:
