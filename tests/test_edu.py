@@ -1,39 +1,31 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The model of edu: registers, interrupts by eventfd, DMA to a client's memory.
+"""The model of edu: its registers, and DMA to a client's memory.
 
 That it is QEMU's, value for value, is shown by integration/host/test_edu_qtest.py; here is what a
-guest can't reach, and what goes wrong.
+guest can't reach, and what goes wrong. Interrupts are in test_edu_interrupts.py.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import select
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.device_contract import eventfd, fired, memory, open_files, read_config, write_config
+from tests.device_contract import ENABLE, eventfd, memory, write_config
+from tests.edu_driver import COMMAND, MASTER, get, put, transfer
 from vfio_user_bridge.device import PciIrq, PciRegion
-from vfio_user_bridge.messages import DmaFlags, DmaMap, IrqSet, IrqSetFlags
+from vfio_user_bridge.messages import DmaFlags, DmaMap, IrqSet
 from vfio_user_bridge.models.edu import BUFFER, Edu, Register
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-COMMAND, STATUS, MSI_FLAGS = 0x04, 0x06, 0x42
-MASTER, INTX_DISABLE, INTX_STATUS = 0x4, 0x400, 0x8
-NONE, BOOL, EVENTFD = IrqSetFlags.DATA_NONE, IrqSetFlags.DATA_BOOL, IrqSetFlags.DATA_EVENTFD
-TRIGGER = IrqSetFlags.ACTION_TRIGGER
-MASK, UNMASK = IrqSetFlags.ACTION_MASK, IrqSetFlags.ACTION_UNMASK
-
 READ_WRITE = DmaFlags.READ | DmaFlags.WRITE
 IOVA = 0x100000
 PAGE = 4096
-FULL = (1 << 64) - 2  # the most that write() puts into an eventfd
 RUN, RUN_TO_MEMORY, RUN_WITH_IRQ = 1, 3, 5
 
 
@@ -45,42 +37,12 @@ def edu() -> Iterator[Edu]:
     device.close()
 
 
-def get(edu: Edu, offset: int, size: int = 4) -> int:
-    return int.from_bytes(edu.region_read(PciRegion.BAR0, offset, size), "little")
-
-
-def put(edu: Edu, offset: int, value: int, size: int = 4) -> None:
-    edu.region_write(PciRegion.BAR0, offset, value.to_bytes(size, "little"))
-
-
-def set_irqs(edu: Edu, kind: PciIrq, flags: int, *fds: int, data: bytes = b"") -> None:
-    edu.set_irqs(IrqSet(flags, kind, 0, 1, data), fds)
-
-
-def disable(edu: Edu, kind: PciIrq) -> None:
-    edu.set_irqs(IrqSet(TRIGGER | NONE, kind, 0, 0), [])
-
-
-def silent(*fds: int) -> bool:
-    return not select.select(fds, [], [], 0)[0]
-
-
-def dma(edu: Edu, source: int, destination: int, count: int, command: int) -> None:
-    for register, value in (
-        (Register.DMA_SOURCE, source),
-        (Register.DMA_DESTINATION, destination),
-        (Register.DMA_COUNT, count),
-        (Register.DMA_COMMAND, command),
-    ):
-        put(edu, register, value, 8)
-
-
 def buffer(edu: Edu, count: int = PAGE) -> bytes:
     """The device's buffer as a transfer to client memory shows it."""
     probe = DmaMap(READ_WRITE, 0, 0x8000000, PAGE)
     with memory(PAGE) as fd:
         edu.dma_map(probe, fd)
-        dma(edu, BUFFER, probe.address, PAGE, RUN_TO_MEMORY)
+        transfer(edu, BUFFER, probe.address, PAGE, RUN_TO_MEMORY)
         edu.dma_unmap(probe)
         return os.pread(fd, count, 0)
 
@@ -165,194 +127,19 @@ def test_config_write_masks() -> None:
     assert edu.region_read(PciRegion.CONFIG, 0, 256) == Edu().region_read(PciRegion.CONFIG, 0, 256)
 
 
-# ---- INTx -----------------------------------------------------------------------------------
-
-
-def test_intx_fires_once_until_it_is_unmasked(edu: Edu) -> None:
-    with eventfd() as fd:
-        set_irqs(edu, PciIrq.INTX, TRIGGER | EVENTFD, fd)
-        put(edu, Register.IRQ_RAISE, 0x1)
-        assert os.eventfd_read(fd) == 1
-        put(edu, Register.IRQ_RAISE, 0x2)
-        assert silent(fd)
-        assert get(edu, Register.IRQ_STATUS) == 0x3
-        assert read_config(edu, STATUS, 2) & INTX_STATUS
-        set_irqs(edu, PciIrq.INTX, UNMASK | NONE)
-        assert os.eventfd_read(fd) == 1  # it is still raised
-        put(edu, Register.IRQ_ACKNOWLEDGE, 0x1)
-        set_irqs(edu, PciIrq.INTX, UNMASK | BOOL, data=b"\0")
-        assert silent(fd)
-        set_irqs(edu, PciIrq.INTX, UNMASK | BOOL, data=b"\1")
-        assert os.eventfd_read(fd) == 1
-        put(edu, Register.IRQ_ACKNOWLEDGE, 0x2)
-        assert not read_config(edu, STATUS, 2) & INTX_STATUS
-        set_irqs(edu, PciIrq.INTX, UNMASK | NONE)
-        assert silent(fd)
-        put(edu, Register.IRQ_RAISE, 0x4)
-        assert os.eventfd_read(fd) == 1
-
-
-def test_intx_masked_by_the_client(edu: Edu) -> None:
-    with eventfd() as fd:
-        set_irqs(edu, PciIrq.INTX, TRIGGER | EVENTFD, fd)
-        set_irqs(edu, PciIrq.INTX, MASK | NONE)
-        put(edu, Register.IRQ_RAISE, 0x1)
-        assert silent(fd)
-        set_irqs(edu, PciIrq.INTX, UNMASK | NONE)
-        assert os.eventfd_read(fd) == 1
-
-
-def test_intx_disabled_in_the_command_register(edu: Edu) -> None:
-    with eventfd() as fd:
-        set_irqs(edu, PciIrq.INTX, TRIGGER | EVENTFD, fd)
-        write_config(edu, COMMAND, 2, INTX_DISABLE)
-        put(edu, Register.IRQ_RAISE, 0x1)
-        assert silent(fd)
-        assert read_config(edu, STATUS, 2) & INTX_STATUS
-        write_config(edu, COMMAND, 2, 0)
-        assert os.eventfd_read(fd) == 1
-
-
-def test_intx_raised_before_the_client_listens(edu: Edu) -> None:
-    put(edu, Register.IRQ_RAISE, 0x1)
-    with eventfd() as fd:
-        set_irqs(edu, PciIrq.INTX, TRIGGER | EVENTFD, fd)
-        assert os.eventfd_read(fd) == 1
-        disable(edu, PciIrq.INTX)
-        set_irqs(edu, PciIrq.INTX, TRIGGER | EVENTFD, fd)  # a new start: not masked
-        assert os.eventfd_read(fd) == 1
-
-
-def test_intx_unmasked_by_eventfd(edu: Edu) -> None:
-    files = open_files()
-    with eventfd() as fd, eventfd() as unmask:
-        set_irqs(edu, PciIrq.INTX, TRIGGER | EVENTFD, fd)
-        set_irqs(edu, PciIrq.INTX, UNMASK | EVENTFD, unmask)
-        put(edu, Register.IRQ_RAISE, 0x1)
-        for _ in range(3):
-            assert fired(fd)
-            assert silent(fd)
-            os.eventfd_write(unmask, 1)
-        assert fired(fd)
-        assert silent(unmask), "the device takes what it is told"
-        set_irqs(edu, PciIrq.INTX, UNMASK | EVENTFD)  # de-assigned
-        os.eventfd_write(unmask, 1)
-        assert not select.select([fd], [], [], 0.02)[0]
-        set_irqs(edu, PciIrq.INTX, UNMASK | EVENTFD, unmask)  # already signalled: counts
-        assert fired(fd)
-        disable(edu, PciIrq.INTX)
-    assert open_files() == files
-
-
-@pytest.mark.parametrize(
-    ("kind", "flags", "code"),
-    [
-        (PciIrq.INTX, MASK | NONE, errno.EINVAL),  # not enabled
-        (PciIrq.INTX, UNMASK | NONE, errno.EINVAL),
-        (PciIrq.INTX, MASK | EVENTFD, errno.EINVAL),
-        (PciIrq.MSI, MASK | NONE, errno.ENOTTY),
-        (PciIrq.MSI, UNMASK | NONE, errno.ENOTTY),
-        (PciIrq.REQ, TRIGGER | NONE, errno.EINVAL),
-        (PciIrq.MSIX, TRIGGER | EVENTFD, errno.EINVAL),
-        (PciIrq.ERR, TRIGGER | EVENTFD, errno.EINVAL),
-    ],
-)
-def test_what_vfio_refuses(edu: Edu, kind: PciIrq, flags: int, code: int) -> None:
-    with pytest.raises(OSError, match=r".") as refused:
-        set_irqs(edu, kind, flags)
-    assert refused.value.errno == code
-
-
-def test_intx_cant_be_masked_by_eventfd(edu: Edu) -> None:
-    with eventfd() as fd:
-        set_irqs(edu, PciIrq.INTX, TRIGGER | EVENTFD, fd)
-        with pytest.raises(OSError, match=r".") as refused:
-            set_irqs(edu, PciIrq.INTX, MASK | EVENTFD, fd)
-        assert refused.value.errno == errno.ENOTTY
-
-
-# ---- MSI, and eventfds ----------------------------------------------------------------------
-
-
-def test_every_raise_is_an_msi(edu: Edu) -> None:
-    put(edu, Register.IRQ_RAISE, 0x1)
-    with eventfd() as fd:
-        set_irqs(edu, PciIrq.MSI, TRIGGER | EVENTFD, fd)
-        assert read_config(edu, MSI_FLAGS, 2) & 1, "the client needn't write config space"
-        assert not read_config(edu, STATUS, 2) & INTX_STATUS
-        assert silent(fd)
-        for _ in range(3):
-            put(edu, Register.IRQ_RAISE, 0x1)
-        assert os.eventfd_read(fd) == 3
-        put(edu, Register.STATUS, 0x80)
-        put(edu, Register.FACTORIAL, 3)
-        assert os.eventfd_read(fd) == 1
-        set_irqs(edu, PciIrq.MSI, TRIGGER | EVENTFD)  # de-assigned: lost
-        put(edu, Register.IRQ_RAISE, 0x1)
-        assert silent(fd)
-        disable(edu, PciIrq.MSI)
-        assert not read_config(edu, MSI_FLAGS, 2) & 1
-
-
-def test_msi_survives_a_reset(edu: Edu) -> None:
-    """It is the client's: the kernel, too, restores it after resetting a function."""
-    with eventfd() as fd:
-        set_irqs(edu, PciIrq.MSI, TRIGGER | EVENTFD, fd)
-        edu.reset()
-        put(edu, Register.IRQ_RAISE, 0x1)
-        assert os.eventfd_read(fd) == 1
-
-
-def test_the_request_to_go_is_never_made(edu: Edu) -> None:
-    with eventfd() as fd:
-        set_irqs(edu, PciIrq.REQ, TRIGGER | EVENTFD, fd)
-        put(edu, Register.IRQ_RAISE, 0x1)
-        edu.reset()
-        assert silent(fd)
-
-
-def test_a_full_eventfd_doesnt_block(edu: Edu) -> None:
-    """A write() to it would, for ever."""
-    fd = os.eventfd(0, os.EFD_CLOEXEC)
-    os.eventfd_write(fd, FULL)
-    set_irqs(edu, PciIrq.MSI, TRIGGER | EVENTFD, fd)
-    put(edu, Register.IRQ_RAISE, 0x1)
-    put(edu, Register.IRQ_RAISE, 0x1)
-    assert get(edu, Register.IRQ_STATUS) == 0x1
-    assert os.eventfd_read(fd) > FULL
-    os.close(fd)
-
-
-def test_a_refused_eventfd_changes_nothing(edu: Edu) -> None:
-    read_end, write_end = os.pipe()
-    files = open_files()
-    with eventfd() as fd:
-        set_irqs(edu, PciIrq.INTX, TRIGGER | EVENTFD, fd)
-        for flags in (TRIGGER | EVENTFD, UNMASK | EVENTFD):
-            with pytest.raises(OSError, match="isn't an eventfd"):
-                set_irqs(edu, PciIrq.INTX, flags, write_end)
-        put(edu, Register.IRQ_RAISE, 0x1)
-        assert os.eventfd_read(fd) == 1
-        disable(edu, PciIrq.INTX)
-    assert silent(read_end)
-    assert open_files() == files
-    os.close(read_end)
-    os.close(write_end)
-
-
 # ---- DMA ------------------------------------------------------------------------------------
 
 
 def test_dma_both_ways(edu: Edu) -> None:
     with memory(2 * PAGE) as fd, eventfd() as irq:
         edu.dma_map(DmaMap(READ_WRITE, 0, IOVA, 2 * PAGE), fd)
-        set_irqs(edu, PciIrq.MSI, TRIGGER | EVENTFD, irq)
+        edu.set_irqs(IrqSet(ENABLE, PciIrq.MSI, 0, 1), [irq])
         os.pwrite(fd, b"from the client", 10)
-        dma(edu, IOVA + 10, BUFFER + 100, 15, RUN_WITH_IRQ)
+        transfer(edu, IOVA + 10, BUFFER + 100, 15, RUN_WITH_IRQ)
         assert os.eventfd_read(irq) == 1
         assert get(edu, Register.IRQ_STATUS) == 0x100
         assert get(edu, Register.DMA_COMMAND) == 0x4
-        dma(edu, BUFFER + 100, IOVA + PAGE, 15, RUN_TO_MEMORY)
+        transfer(edu, BUFFER + 100, IOVA + PAGE, 15, RUN_TO_MEMORY)
         assert os.pread(fd, 17, PAGE) == b"from the client\0\0"
 
 
@@ -363,10 +150,10 @@ def test_dma_spans_adjacent_maps(edu: Edu) -> None:
         edu.dma_map(DmaMap(READ_WRITE, 0, IOVA + PAGE, PAGE), fd)
         os.pwrite(fd, b"right", 0)
         os.pwrite(fd, b"left ", 2 * PAGE - 5)
-        dma(edu, IOVA + PAGE - 5, BUFFER, 10, RUN)
+        transfer(edu, IOVA + PAGE - 5, BUFFER, 10, RUN)
         assert buffer(edu, 10) == b"left right"
         os.pwrite(fd, bytes(5), 0)
-        dma(edu, BUFFER, IOVA + PAGE - 5, 10, RUN_TO_MEMORY)
+        transfer(edu, BUFFER, IOVA + PAGE - 5, 10, RUN_TO_MEMORY)
         assert os.pread(fd, 5, 0) == b"right"
 
 
@@ -375,7 +162,7 @@ def fill(edu: Edu, fd: int) -> None:
     full = DmaMap(READ_WRITE, 0, 0x4000000, PAGE)
     os.pwrite(fd, b"\xaa" * PAGE, 0)
     edu.dma_map(full, fd)
-    dma(edu, full.address, BUFFER, PAGE, RUN)
+    transfer(edu, full.address, BUFFER, PAGE, RUN)
     edu.dma_unmap(full)
 
 
@@ -390,7 +177,7 @@ def test_blocked_reads(edu: Edu, case: str, caplog: pytest.LogCaptureFixture) ->
             os.ftruncate(fd, 0)
         if case == "no master":
             write_config(edu, COMMAND, 2, 0)
-        dma(edu, IOVA, BUFFER, 16, RUN_WITH_IRQ)
+        transfer(edu, IOVA, BUFFER, 16, RUN_WITH_IRQ)
         write_config(edu, COMMAND, 2, MASTER)
         assert buffer(edu, 20) == bytes(16) + b"\xaa" * 4
         assert get(edu, Register.IRQ_STATUS) == 0x100, "the device is not told"
@@ -410,7 +197,7 @@ def test_blocked_writes(edu: Edu, case: str, caplog: pytest.LogCaptureFixture) -
             os.ftruncate(fd, 0)
         if case == "no master":
             write_config(edu, COMMAND, 2, 0)
-        dma(edu, BUFFER, IOVA, 16, RUN_TO_MEMORY | RUN_WITH_IRQ)
+        transfer(edu, BUFFER, IOVA, 16, RUN_TO_MEMORY | RUN_WITH_IRQ)
         os.ftruncate(fd, PAGE)
         assert os.pread(fd, PAGE, 0) == bytes(PAGE)
         assert get(edu, Register.IRQ_STATUS) == 0x100
@@ -422,9 +209,9 @@ def test_a_dma_that_is_blocked_in_part(edu: Edu) -> None:
         fill(edu, fd)
         edu.dma_map(DmaMap(READ_WRITE, 0, IOVA, PAGE), fd)
         edu.dma_map(DmaMap(READ_WRITE, 0, IOVA + 2 * PAGE, PAGE), fd)
-        dma(edu, IOVA - 4, BUFFER, 8, RUN)
+        transfer(edu, IOVA - 4, BUFFER, 8, RUN)
         assert buffer(edu, 9) == bytes(4) + b"\xaa" * 5
-        dma(edu, IOVA + PAGE - 4, BUFFER, 8, RUN)
+        transfer(edu, IOVA + PAGE - 4, BUFFER, 8, RUN)
         assert buffer(edu, 9) == b"\xaa" * 4 + bytes(4) + b"\xaa"
 
 
@@ -435,7 +222,7 @@ def test_unmapped_memory_is_left_alone(edu: Edu) -> None:
         edu.dma_map(request, fd)
         edu.dma_unmap(request)
         os.pwrite(fd, bytes(16), 0)
-        dma(edu, BUFFER, IOVA, 16, RUN_TO_MEMORY)
+        transfer(edu, BUFFER, IOVA, 16, RUN_TO_MEMORY)
         assert os.pread(fd, 16, 0) == bytes(16)
         with pytest.raises(OSError, match="no DMA map"):
             edu.dma_unmap(request)
@@ -444,7 +231,7 @@ def test_unmapped_memory_is_left_alone(edu: Edu) -> None:
 
 def test_a_guest_cant_flood_the_log(edu: Edu, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(100):
-        dma(edu, IOVA, BUFFER, 1, RUN)
+        transfer(edu, IOVA, BUFFER, 1, RUN)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
@@ -457,8 +244,8 @@ def test_dma_stays_in_the_buffer(edu: Edu, inside: int, count: int) -> None:
         edu.dma_map(DmaMap(READ_WRITE, 0, IOVA, 2 * PAGE), fd)
         fill(edu, fd)
         os.pwrite(fd, b"\xff" * 2 * PAGE, 0)
-        dma(edu, IOVA, inside, count, RUN)
-        dma(edu, inside, IOVA, count, RUN_TO_MEMORY)
+        transfer(edu, IOVA, inside, count, RUN)
+        transfer(edu, inside, IOVA, count, RUN_TO_MEMORY)
         assert os.pread(fd, 2 * PAGE, 0) == b"\xff" * 2 * PAGE
         assert buffer(edu) == b"\xaa" * PAGE
 
@@ -481,16 +268,3 @@ def test_reset_puts_everything_back(edu: Edu) -> None:
     assert [edu.region_read(PciRegion.CONFIG, 0, 256), edu.region_read(0, 0, 0x100)] == initial
     write_config(edu, COMMAND, 2, MASTER)
     assert buffer(edu) == bytes(PAGE)
-
-
-@pytest.mark.parametrize("reset", [True, False])
-def test_quiesce(edu: Edu, reset: bool) -> None:
-    put(edu, Register.LIVENESS, 0)
-    with eventfd() as fd:
-        set_irqs(edu, PciIrq.MSI, TRIGGER | EVENTFD, fd)
-        edu.quiesce(reset=reset)
-        put(edu, Register.IRQ_RAISE, 0x1)
-        assert silent(fd)
-        assert read_config(edu, MSI_FLAGS, 2) & 1 == 0
-        assert read_config(edu, COMMAND, 2) & MASTER == 0
-        assert get(edu, Register.LIVENESS) == (0 if reset else 0xFFFFFFFF)
