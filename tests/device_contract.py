@@ -115,9 +115,6 @@ def describes_regions(device: Device) -> None:
             assert region.size & (region.size - 1) == 0, "BARs are powers of 2"
         if region.flags & RegionFlags.MMAP:
             os.fstat(device.region_fd(index))
-        else:
-            with pytest.raises(OSError):  # noqa: PT011 - any errno will do
-                device.region_fd(index)
         assert bool(region.flags & RegionFlags.CAPS) == bool(region.capabilities)
     assert device.region_info(PciRegion.CONFIG).size in (256, 4096)
 
