@@ -94,7 +94,8 @@ class HostDevice(Device):
         if self._bar_mmap:
             return info
         kept = tuple(c for c in info.capabilities if c.id not in _MAPPING_CAPABILITIES)
-        return replace(info, flags=info.flags & ~RegionFlags.MMAP, capabilities=kept)
+        flags = info.flags & ~(RegionFlags.MMAP | (0 if kept else RegionFlags.CAPS))
+        return replace(info, flags=flags, capabilities=kept)
 
     def _irq(self, index: int) -> IrqInfo:
         try:

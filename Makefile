@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Every target sets up what it needs by itself and keeps it: Python's part in .venv, QEMU and the
+# test machine under ~/.cache/vfio-user-bridge. On Debian, missing tools are installed with apt-get.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# $(call tool,COMMAND,PACKAGES): have the command, from Debian's packages if need be
+tool = command -v $(1) >/dev/null || \
+	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $(2); }
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test lint unit host machine demo shell clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+venv: .venv/installed ## the command, as .venv/bin/vfio-user-bridge
+
+.venv/installed: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(call tool,no-ensurepip,python3-venv)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[test,lint]'
+	touch $@
+
+test: lint unit host machine ## everything that this project promises, cheapest first
+
+lint: venv ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+unit: venv ## what needs nothing but Python and a C compiler
+	@$(call tool,gcc,gcc libc6-dev)
+	$(BIN)/pytest tests
+
+host: venv ## a real QEMU drives our models
+	$(BIN)/pytest integration/host
+
+machine: venv ## real kernel VFIO, in the test machine
+	$(BIN)/python -m integration.machine -- \
+		python3 -B -m pytest -p no:cacheprovider integration/inside
+
+demo: venv ## a guest drives an NVMe controller through the bridge; DEVICE=0000:xx:yy.z for yours
+	@$(BIN)/python -m integration.demo
+
+shell: venv ## a shell in the test machine
+	@$(BIN)/python -m integration.machine --shell
+
+clean: ## remove what was made here; the cache stays
+	rm -rf .venv build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
