@@ -15,6 +15,7 @@ from tests.edu_driver import COMMAND, INTX_DISABLE, INTX_STATUS, MASTER, MSI_FLA
 from vfio_user_bridge.device import PciIrq
 from vfio_user_bridge.messages import IrqSet, IrqSetFlags
 from vfio_user_bridge.models.edu import Edu, Register
+from vfio_user_bridge.models.eventfd import take
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -200,6 +201,16 @@ def test_a_full_eventfd_doesnt_block(edu: Edu) -> None:
     put(edu, Register.IRQ_RAISE, 0x1)
     assert get(edu, Register.IRQ_STATUS) == 0x1
     assert os.eventfd_read(fd) > FULL
+    os.close(fd)
+
+
+def test_an_empty_eventfd_doesnt_block() -> None:
+    """As one is when the client takes back what it signalled."""
+    fd = os.eventfd(0, os.EFD_CLOEXEC)
+    assert not take(fd)
+    os.eventfd_write(fd, 2)
+    assert take(fd)
+    assert not take(fd)
     os.close(fd)
 
 
