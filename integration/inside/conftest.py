@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""One bridge that serves all devices to all tests, one client after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from integration import devices
+
+from .bridge import Bridge, command
+
+SERVED = (devices.NVME, devices.EDU, *devices.EDU_PAIR, devices.E1000E, devices.RTL8139)
+
+
+@pytest.fixture(scope="session")
+def bridge() -> Iterator[Bridge]:
+    _bind(*SERVED)
+    with Bridge(*SERVED) as running:
+        yield running
+        assert running.stop() == 0
+        assert not list(running.folder.glob("*.sock"))
+
+
+@pytest.fixture
+def igb() -> str:
+    """A device that the bridge for all doesn't have: for those who need one of their own."""
+    _bind(devices.IGB)
+    return devices.IGB
+
+
+def _bind(*bdfs: str) -> None:
+    bound = command("bind", *bdfs)
+    assert not bound.returncode, bound.stderr
