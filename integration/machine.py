@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The test machine: a virtual machine with an IOMMU, where kernel VFIO is real.
+
+It boots the tree, by TCG so that it runs anywhere, with emulated devices to assign. The checkout
+is its /checkout, read-only; a folder of the host is its /results; all else that it writes is
+thrown away.
+
+    python -m integration.machine [--device DEVICE]... -- COMMAND [ARGUMENT]...
+    python -m integration.machine --shell
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from integration import cache, guest, qemu, tree
+from integration.devices import standard
+from integration.progress import StepError, tail
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from integration.progress import Step
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+DISK_SIZE = "2G"
+MKE2FS_OPTIONS = ("-O", "^has_journal", "-E", "lazy_itable_init=1")
+MEMORY_MIB = 4096
+TIMEOUT = 900.0
+
+MODULES = ("virtio_blk", "crc32c_generic", "ext4", "9p", "9pnet_virtio")
+SHARE_OPTIONS = "trans=virtio,version=9p2000.L,msize=262144"
+ROOT_SCRIPT = f"""
+mount -t ext4 /dev/vda /mnt
+mkdir -p /mnt/checkout /mnt/results
+mount -t 9p -o ro,cache=loose,{SHARE_OPTIONS} checkout /mnt/checkout
+mount -t 9p -o {SHARE_OPTIONS} results /mnt/results
+umount /sys /proc /dev
+exec switch_root /mnt /checkout/integration/machine-init
+"""
+
+
+class MachineError(Exception):
+    """The machine didn't carry the command to its end. The text is for the operator."""
+
+
+def image() -> Path:
+    """Return the machine's disk in the cache, an ext4 image of the tree, built first if need be.
+
+    :raise StepError: building failed.
+    """
+    root = tree.path()
+
+    def build(part: Path, step: Step) -> None:
+        step.run("mke2fs", "-q", "-t", "ext4", *MKE2FS_OPTIONS, "-d", root, part, DISK_SIZE)
+
+    recipe = (root.name, DISK_SIZE, MKE2FS_OPTIONS)
+    return cache.artefact("machine", "making the test machine's disk", recipe, build)
+
+
+def run(
+    command: Sequence[str],
+    results: Path,
+    *,
+    devices: Sequence[str] = (),
+    timeout: float = TIMEOUT,
+    interactive: bool = False,
+) -> int:
+    """Run `command` in the machine, from the checkout's root as root; return its exit status.
+
+    The console is shown while it runs, and is kept as console.log among the results.
+
+    :param results: a folder, which the command sees as /results and may write to.
+    :param devices: arguments for the machine's QEMU.
+    :param timeout: seconds until the machine is stopped, boot included.
+    :param interactive: hand over the terminal instead, without log or timeout.
+    :raise MachineError: it hung, or ended before the command did.
+    :raise StepError: the machine can't be built.
+    """
+    status = results / "status"
+    status.unlink(missing_ok=True)
+    (results / "command").write_text(shlex.join(command) + "\n")
+    with tempfile.TemporaryDirectory() as scratch:
+        initramfs = Path(scratch, "initramfs")
+        initramfs.write_bytes(guest.initramfs(ROOT_SCRIPT, MODULES, tree=tree.path()))
+        arguments = [*qemu.find(), *_arguments(initramfs, results), *devices]
+        if interactive:
+            subprocess.run([*arguments, "-serial", "mon:stdio"], check=False)
+        else:
+            _watch([*arguments, "-serial", "stdio"], results / "console.log", timeout)
+    if not status.exists():
+        raise MachineError(_with_console("the test machine ended before the command did", results))
+    return int(status.read_text())
+
+
+def _arguments(initramfs: Path, results: Path) -> list[str]:
+    drive = f"if=none,id=root,format=raw,snapshot=on,file={image()}"
+    append = f"{guest.KERNEL_ARGUMENTS} intel_iommu=on"
+    return [
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"),
+        *("-smp", "2", "-m", str(MEMORY_MIB)),
+        *("-device", "intel-iommu,intremap=on,aw-bits=48"),
+        *("-kernel", str(guest.kernel(tree.path())), "-initrd", str(initramfs)),
+        *("-append", append),
+        *("-drive", drive, "-device", "virtio-blk-pci,drive=root,addr=2.0"),
+        *_share("checkout", f"{CHECKOUT},readonly=on", "3.0"),
+        *_share("results", str(results.resolve()), "4.0"),
+    ]
+
+
+def _share(tag: str, path: str, address: str) -> list[str]:
+    return [
+        *("-fsdev", f"local,id={tag},security_model=none,path={path}"),
+        *("-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag},addr={address}"),
+    ]
+
+
+def _watch(command: Sequence[str], log: Path, timeout: float) -> None:
+    """Run the machine's QEMU, its console copied to standard output and to the file `log`."""
+    hung = threading.Event()
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as machine:
+
+        def stop() -> None:
+            hung.set()
+            machine.kill()
+
+        timer = threading.Timer(timeout, stop)
+        timer.start()
+        try:
+            assert machine.stdout is not None
+            with log.open("w") as file:
+                for line in machine.stdout:
+                    text = line.decode(errors="replace").replace("\r", "")
+                    file.write(text)
+                    sys.stdout.write(text)
+                    sys.stdout.flush()
+        finally:
+            timer.cancel()
+            machine.kill()
+    if hung.is_set():
+        raise MachineError(
+            _with_console(f"the test machine was stopped after {timeout:.0f} s", log.parent)
+        )
+
+
+def _with_console(message: str, results: Path) -> str:
+    log = results / "console.log"
+    return f"{message}; the end of its console ({log}):\n{tail(log)}" if log.exists() else message
+
+
+def main() -> int:
+    """Run a command in the machine, with the standard devices; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m integration.machine", description="Run a command in the test machine."
+    )
+    parser.add_argument("--shell", action="store_true", help="a shell on this terminal")
+    parser.add_argument(
+        "--device", action="append", default=[], help="a further device, as QEMU's -device"
+    )
+    parser.add_argument("--results", type=Path, help="the folder that becomes /results")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT, help="in seconds (%(default)s)")
+    parser.add_argument("command", nargs="*")
+    options = parser.parse_args()
+    if bool(options.command) == options.shell:
+        parser.error("give a command, or --shell")
+    command = ["bash", "-i"] if options.shell else options.command
+    with tempfile.TemporaryDirectory() as scratch:
+        disk = Path(scratch, "nvme")
+        disk.touch()
+        disk.open("r+b").truncate(64 << 20)
+        extra = [word for device in options.device for word in ("-device", device)]
+        try:
+            return run(
+                command,
+                options.results or Path(scratch),
+                devices=[*standard(disk), *extra],
+                timeout=options.timeout,
+                interactive=options.shell,
+            )
+        except (MachineError, StepError) as error:
+            print(error, file=sys.stderr)
+            return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
