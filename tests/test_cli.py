@@ -11,9 +11,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -272,14 +274,32 @@ def test_sockets_that_do_not_fit(names: list[str], says: str) -> None:
 # ---- serve: the process ---------------------------------------------------------------------
 
 
-def start(*arguments: str | Path, fds: Sequence[int] = ()) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, "serve", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        pass_fds=fds,
-    )
+@contextmanager
+def running(command: Sequence[str], **options: Any) -> Iterator[Server]:
+    """A process that can't outlive its test, whatever becomes of it."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **options) as process:
+        try:
+            yield Server(process)
+        finally:
+            process.kill()
+
+
+def serving(*arguments: str | Path, **options: Any) -> AbstractContextManager[Server]:
+    return running([*COMMAND, "serve", *map(str, arguments)], **options)
+
+
+class Server:
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout
+        assert process.stderr
+        self.process = process
+        self.out, self.err = process.stdout, process.stderr
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(20)
 
 
 def connect(path: Path) -> None:
@@ -287,98 +307,79 @@ def connect(path: Path) -> None:
         client.connect(str(path))
 
 
+@contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        yield listener
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_until_told_to_stop(tmp_path: Path, number: signal.Signals) -> None:
     path = tmp_path / "edu.sock"
-    with start("model:edu", "--socket-path", path, "--socket-mode", "0660") as server:
-        assert server.stdout
-        assert server.stderr
-        assert server.stdout.readline() == f"edu ready on {path}\n"
+    with serving("model:edu", "--socket-path", path, "--socket-mode", "0660") as server:
+        assert server.out.readline() == f"edu ready on {path}\n"
         assert path.stat().st_mode & 0o777 == 0o660
         connect(path)
-        server.send_signal(number)  # at once: there must be no moment when it isn't ready for it
-        assert server.stdout.read() == ""
-        assert server.wait(20) == 0
+        assert server.stop(number) == 0  # at once: it is ready for that too
+        assert server.out.read() == ""
     assert not path.exists()
 
 
 def test_serve_in_a_folder(tmp_path: Path) -> None:
-    with start("model:edu", "--socket-dir", tmp_path) as server:
-        assert server.stdout
-        assert server.stdout.readline() == f"edu ready on {tmp_path}/edu.sock\n"
+    with serving("model:edu", "--socket-dir", tmp_path) as server:
+        assert server.out.readline() == f"edu ready on {tmp_path}/edu.sock\n"
         assert (tmp_path / "edu.sock").stat().st_mode & 0o777 == 0o600
-        server.terminate()
+        assert server.stop() == 0
 
 
 def test_all_or_nothing(tmp_path: Path) -> None:
-    with start("model:edu", "ffff:ff:1f.7", "--socket-dir", tmp_path) as server:
-        out, err = server.communicate(timeout=20)
-    assert out == ""
-    assert err.startswith("vfio-user-bridge: ffff:ff:1f.7: there is no such PCI device")
-    assert server.returncode == 1
+    with serving("model:edu", "ffff:ff:1f.7", "--socket-dir", tmp_path) as server:
+        assert server.process.wait(20) == 1
+        assert server.out.read() == ""
+        says = "vfio-user-bridge: ffff:ff:1f.7: there is no such PCI device"
+        assert server.err.read().startswith(says)
     assert not list(tmp_path.iterdir())
 
 
 def test_serve_on_a_socket_passed_in(tmp_path: Path) -> None:
     path = tmp_path / "passed.sock"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
+    with listening(path) as listener:
         fd = listener.fileno()
-        with start("model:edu", "--fd", str(fd), fds=[fd]) as server:
-            assert server.stdout
-            assert server.stdout.readline() == f"edu ready on {path}\n"
+        with serving("model:edu", "--fd", str(fd), pass_fds=[fd]) as server:
+            assert server.out.readline() == f"edu ready on {path}\n"
             connect(path)
-            server.terminate()
-    assert server.returncode == 0
+            assert server.stop() == 0
     assert path.exists()  # whoever made it removes it
 
 
 def test_serve_under_systemd(tmp_path: Path) -> None:
     path = tmp_path / "unit.sock"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        script = 'exec env LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=edu "$@" 3<&0'
-        with subprocess.Popen(
-            ["sh", "-c", script, "sh", *COMMAND, "serve", "model:edu"],
-            stdin=listener.fileno(),
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as server:
-            assert server.stdout
-            assert server.stdout.readline() == f"edu ready on {path}\n"
-            connect(path)
-            server.terminate()
-    assert server.returncode == 0
+    script = 'exec env LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=edu "$@" 3<&0'
+    command = ["sh", "-c", script, "sh", *COMMAND, "serve", "model:edu"]
+    with listening(path) as listener, running(command, stdin=listener.fileno()) as server:
+        assert server.out.readline() == f"edu ready on {path}\n"
+        connect(path)
+        assert server.stop() == 0
 
 
 def test_logs_have_a_line_each_with_time_and_level(tmp_path: Path) -> None:
     path = tmp_path / "edu.sock"
-    with start("model:edu", "--socket-path", path) as server:
-        assert server.stdout
-        assert server.stderr
-        server.stdout.readline()
+    with serving("model:edu", "--socket-path", path) as server:
+        server.out.readline()
         connect(path)
-        line = server.stderr.readline()  # of the client that came and said nothing
-        server.terminate()
+        line = server.err.readline()  # of the client that came and said nothing
     assert re.match(rf"\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\d\d\d INFO edu: pid {os.getpid()}", line)
 
 
 def test_serving_a_model_imports_nothing_for_hardware(tmp_path: Path) -> None:
     """Start-up time is a feature."""
     arguments = ["serve", "model:edu", "--socket-path", str(tmp_path / "edu.sock")]
-    with subprocess.Popen(
-        [sys.executable, "-X", "importtime", *COMMAND[1:], *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as server:
-        assert server.stdout
-        assert server.stderr
-        server.stdout.readline()
-        server.terminate()
-        imported = {line.rsplit("|", 1)[-1].strip() for line in server.stderr}
-    assert "vfio_user_bridge.models.edu" in imported
+    with running([sys.executable, "-X", "importtime", *COMMAND[1:], *arguments]) as server:
+        server.out.readline()
+        server.process.kill()
+        imported = {line.rsplit("|", 1)[-1].strip() for line in server.err}
+    assert "vfio_user_bridge.models" in imported
     costly = {"subprocess", "asyncio", "vfio_user_bridge.hostdev", "vfio_user_bridge.kernel.pci"}
     assert not imported & costly
