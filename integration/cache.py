@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from integration.progress import Step
+from integration.progress import LoggedStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,7 +32,9 @@ def root() -> Path:
     return path.resolve()
 
 
-def artefact(name: str, what: str, recipe: object, build: Callable[[Path, Step], None]) -> Path:
+def artefact(
+    name: str, what: str, recipe: object, build: Callable[[Path, LoggedStep], None]
+) -> Path:
     """Return the path of artefact `name`, built first unless it is there already.
 
     :param what: what building it does, in the operator's words.
@@ -51,9 +53,8 @@ def artefact(name: str, what: str, recipe: object, build: Callable[[Path, Step],
             if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{12}}(\.part)?", leftover.name):
                 _remove(leftover)
         log = root() / f"{name}.log"
-        log.write_bytes(b"")
         part = path.with_name(f"{path.name}.part")
-        with Step(what, log) as step:
+        with LoggedStep(what, log) as step:
             build(part, step)
         part.rename(path)
     return path

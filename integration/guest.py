@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 ROOT = Path("/")
+KERNEL = "boot/vmlinux"  # not compressed, so that QEMU enters it by PVH
 NO_FILES: Mapping[str, bytes] = {}
 
 # What makes a boot under TCG short: each of these leaves out work that costs a second or more in
@@ -52,9 +53,17 @@ class Entry(NamedTuple):
     device: tuple[int, int] = (0, 0)
 
 
-def kernel(tree: Path = ROOT) -> Path:
-    """Return the kernel of `tree`, an uncompressed vmlinux for -kernel."""
-    return tree / "boot/vmlinux"
+def boot_arguments(initramfs: Path, append: str = "", tree: Path = ROOT) -> list[str]:
+    """Return QEMU's arguments to boot `initramfs`, without those for machine type and memory.
+
+    :param append: further kernel arguments.
+    """
+    return [
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *("-accel", "tcg,thread=multi", "-cpu", "max"),
+        *("-kernel", str(tree / KERNEL), "-initrd", str(initramfs)),
+        *("-append", f"{KERNEL_ARGUMENTS} {append}"),
+    ]
 
 
 def initramfs(

@@ -12,7 +12,9 @@ thrown away.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +29,7 @@ from integration.progress import StepError, tail
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from integration.progress import Step
+    from integration.progress import LoggedStep
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 DISK_SIZE = "2G"
@@ -58,7 +60,7 @@ def image() -> Path:
     """
     root = tree.path()
 
-    def build(part: Path, step: Step) -> None:
+    def build(part: Path, step: LoggedStep) -> None:
         step.run("mke2fs", "-q", "-t", "ext4", *MKE2FS_OPTIONS, "-d", root, part, DISK_SIZE)
 
     recipe = (root.name, DISK_SIZE, MKE2FS_OPTIONS)
@@ -86,7 +88,9 @@ def run(
     """
     status = results / "status"
     status.unlink(missing_ok=True)
-    (results / "command").write_text(shlex.join(command) + "\n")
+    # The console is a terminal to the command, whatever it is here.
+    term = os.environ.get("TERM", "dumb") if sys.stdout.isatty() else "dumb"
+    (results / "command").write_text(f"export TERM={term}\n{shlex.join(command)}\n")
     with tempfile.TemporaryDirectory() as scratch:
         initramfs = Path(scratch, "initramfs")
         initramfs.write_bytes(guest.initramfs(ROOT_SCRIPT, MODULES, tree=tree.path()))
@@ -102,14 +106,10 @@ def run(
 
 def _arguments(initramfs: Path, results: Path) -> list[str]:
     drive = f"if=none,id=root,format=raw,snapshot=on,file={image()}"
-    append = f"{guest.KERNEL_ARGUMENTS} intel_iommu=on"
     return [
-        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"),
-        *("-smp", "2", "-m", str(MEMORY_MIB)),
+        *guest.boot_arguments(initramfs, "intel_iommu=on", tree=tree.path()),
+        *("-machine", "q35", "-smp", "2", "-m", str(MEMORY_MIB)),
         *("-device", "intel-iommu,intremap=on,aw-bits=48"),
-        *("-kernel", str(guest.kernel(tree.path())), "-initrd", str(initramfs)),
-        *("-append", append),
         *("-drive", drive, "-device", "virtio-blk-pci,drive=root,addr=2.0"),
         *_share("checkout", f"{CHECKOUT},readonly=on", "3.0"),
         *_share("results", str(results.resolve()), "4.0"),
@@ -138,11 +138,11 @@ def _watch(command: Sequence[str], log: Path, timeout: float) -> None:
         timer.start()
         try:
             assert machine.stdout is not None
-            with log.open("w") as file:
-                for line in machine.stdout:
-                    text = line.decode(errors="replace").replace("\r", "")
+            with log.open("wb", buffering=0) as file:
+                while chunk := os.read(machine.stdout.fileno(), 65536):
+                    text = chunk.replace(b"\r\n", b"\n")
                     file.write(text)
-                    sys.stdout.write(text)
+                    sys.stdout.buffer.write(text)
                     sys.stdout.flush()
         finally:
             timer.cancel()
@@ -155,7 +155,12 @@ def _watch(command: Sequence[str], log: Path, timeout: float) -> None:
 
 def _with_console(message: str, results: Path) -> str:
     log = results / "console.log"
-    return f"{message}; the end of its console ({log}):\n{tail(log)}" if log.exists() else message
+    return f"{message}; the end of its console:\n{tail(log)}" if log.exists() else message
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM end this process as ^C does: whoever started a QEMU ends it too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def main() -> int:
@@ -167,10 +172,11 @@ def main() -> int:
     parser.add_argument(
         "--device", action="append", default=[], help="a further device, as QEMU's -device"
     )
-    parser.add_argument("--results", type=Path, help="the folder that becomes /results")
+    parser.add_argument("--results", type=Path, help="the folder to be /results")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="in seconds (%(default)s)")
     parser.add_argument("command", nargs="*")
     options = parser.parse_args()
+    end_on_sigterm()
     if bool(options.command) == options.shell:
         parser.error("give a command, or --shell")
     command = ["bash", "-i"] if options.shell else options.command

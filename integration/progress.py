@@ -2,7 +2,7 @@
 """Long steps, as the person who waits for them sees them.
 
 A :class:`Step` shows one line: what is being done, and for how many seconds. The output of the
-commands it runs goes to a log file, which is shown only when a command fails.
+commands that a :class:`LoggedStep` runs goes to a file, whose end is shown when one fails.
 """
 
 from __future__ import annotations
@@ -51,18 +51,50 @@ class Step:
     the end, so that logs stay readable.
     """
 
-    def __init__(self, what: str, log: Path) -> None:
-        """Name the step `what` in the operator's words; commands write to the file `log`."""
+    def __init__(self, what: str) -> None:
+        """Name the step `what` in the operator's words."""
         self.what = what
-        self.log = log
         self._done = threading.Event()
         self._started = 0.0
+        self._live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._ticker = threading.Thread(target=self._tick, daemon=True)
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the step began."""
-        return time.monotonic() - self._started
+    def __enter__(self) -> Self:
+        self._started = time.monotonic()
+        if self._live:
+            self._ticker.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._done.set()
+        if self._live:
+            self._ticker.join()
+        self._show("failed after " if kind else "", "\n")
+
+    def _tick(self) -> None:
+        while not self._done.wait(1):
+            self._show("", "")
+
+    def _show(self, prefix: str, end: str) -> None:
+        start = "\r" if self._live else ""
+        elapsed = time.monotonic() - self._started
+        sys.stderr.write(f"{start}  {self.what}: {prefix}{elapsed:.0f} s{end}")
+        sys.stderr.flush()
+
+
+class LoggedStep(Step):
+    """A step that runs commands, their output going to a file."""
+
+    def __init__(self, what: str, log: Path) -> None:
+        """Name the step `what`; begin the file `log` anew."""
+        super().__init__(what)
+        self.log = log
+        log.write_bytes(b"")
 
     def run(self, *command: str | Path) -> None:
         """Run `command` to its end, its output appended to the log.
@@ -87,29 +119,3 @@ class Step:
                 f"{self.what}: {tool} failed with status {done.returncode}; the end of "
                 f"{self.log}:\n{tail(self.log)}"
             )
-
-    def __enter__(self) -> Self:
-        self._started = time.monotonic()
-        if sys.stderr.isatty():
-            self._ticker.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._done.set()
-        if self._ticker.is_alive():
-            self._ticker.join()
-        self._show("failed after " if kind else "", "\n")
-
-    def _tick(self) -> None:
-        while not self._done.wait(1):
-            self._show("", "")
-
-    def _show(self, prefix: str, end: str) -> None:
-        start = "\r" if sys.stderr.isatty() else ""
-        sys.stderr.write(f"{start}  {self.what}: {prefix}{self.elapsed:.0f} s{end}")
-        sys.stderr.flush()

@@ -21,7 +21,7 @@ from integration.progress import StepError, which
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from integration.progress import Step
+    from integration.progress import LoggedStep
 
 SUITE = "trixie"
 BACKPORTS = f"{SUITE}-backports"
@@ -112,7 +112,7 @@ def path() -> Path:
     return cache.artefact("tree", f"installing Debian {SUITE} with QEMU", recipe, _build)
 
 
-def host_packages(step: Step) -> None:
+def host_packages(step: LoggedStep) -> None:
     """Install on the host, with apt-get, the tools that building takes and that it lacks.
 
     :raise StepError: not root (which building itself takes too), or apt-get failed.
@@ -131,7 +131,7 @@ def kernel_release(tree: Path) -> str:
     return next((tree / "usr/lib/modules").iterdir()).name
 
 
-def _build(part: Path, step: Step) -> None:
+def _build(part: Path, step: LoggedStep) -> None:
     host_packages(step)
     mirror = _mirror()
     if not mirror:
@@ -169,7 +169,7 @@ def _mirror() -> str:
     return targets.stdout.partition("\n")[0]
 
 
-def _unpack_kernel(tree: Path, step: Step) -> None:
+def _unpack_kernel(tree: Path, step: LoggedStep) -> None:
     release = kernel_release(tree)
     for packed in (tree / "usr/lib/modules" / release).rglob("*.ko.xz"):
         packed.with_suffix("").write_bytes(lzma.decompress(packed.read_bytes()))
