@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The sockets that clients come to: what is in the way, whose file it is, what can be inherited."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.listener import activated, inherited, listen
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "a.sock"
+
+
+@pytest.fixture
+def resources() -> Iterator[ExitStack]:
+    """What is put here is closed after the test."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def unix_socket(kind: int = socket.SOCK_STREAM) -> socket.socket:
+    return socket.socket(socket.AF_UNIX, kind)
+
+
+def test_clients_can_connect_until_it_is_closed(path: Path) -> None:
+    with closing(listen(path, 0o600)), unix_socket() as client:
+        client.connect(str(path))
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666, 0o700])
+def test_the_file_has_its_mode_whatever_the_umask(path: Path, mode: int) -> None:
+    before = os.umask(0o077)
+    try:
+        with closing(listen(path, mode)):
+            assert stat.S_IMODE(path.stat().st_mode) == mode
+        assert os.umask(0o077) == 0o077
+    finally:
+        os.umask(before)
+
+
+def test_a_stale_socket_is_replaced(path: Path) -> None:
+    with unix_socket() as gone:
+        gone.bind(str(path))
+    with closing(listen(path, 0o600)), unix_socket() as client:
+        client.connect(str(path))
+
+
+def test_a_live_one_is_refused(path: Path) -> None:
+    with closing(listen(path, 0o600)):
+        with pytest.raises(BridgeError, match="another server is listening"):
+            listen(path, 0o600)
+        assert path.is_socket()
+
+
+def test_what_is_no_socket_is_refused_and_stays(path: Path) -> None:
+    path.write_text("precious")
+    with pytest.raises(BridgeError, match="exists and is no socket"):
+        listen(path, 0o600)
+    assert path.read_text() == "precious"
+
+
+def test_a_symlink_is_no_socket(path: Path, tmp_path: Path) -> None:
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BridgeError, match="exists and is no socket"):
+        listen(path, 0o600)
+    assert path.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["missing/a.sock", "long" * 30])
+def test_a_path_that_can_not_be_is_told(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BridgeError, match=r"can't listen on .*: .*(No such file|too long)"):
+        listen(tmp_path / name, 0o600)
+
+
+def test_the_file_of_another_server_stays(path: Path, tmp_path: Path) -> None:
+    first = listen(path, 0o600)
+    path.rename(tmp_path / "moved")
+    with closing(listen(path, 0o600)):
+        first.close()
+        assert path.is_socket()
+
+
+# ---- Inherited ------------------------------------------------------------------------------
+
+
+def test_a_listening_socket_can_be_inherited(path: Path) -> None:
+    with unix_socket() as sock:
+        sock.bind(str(path))
+        sock.listen()
+        os.set_inheritable(sock.fileno(), True)
+        listener = inherited(os.dup(sock.fileno()))
+        assert not listener.socket.get_inheritable()
+        listener.close()
+        assert path.is_socket()
+
+
+def test_other_sockets_can_not(path: Path, resources: ExitStack) -> None:
+    datagrams = resources.enter_context(unix_socket(socket.SOCK_DGRAM))
+    datagrams.bind(str(path))
+    tcp = resources.enter_context(socket.socket(socket.AF_INET))
+    tcp.listen()
+    for sock in (datagrams, tcp, resources.enter_context(unix_socket())):
+        with pytest.raises(BridgeError, match="is no listening UNIX stream socket"):
+            inherited(sock.fileno())
+        sock.getsockname()  # it is still open, and its owner's
+
+
+def test_what_is_no_socket_can_not(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w") as file, pytest.raises(BridgeError, match="is no socket"):
+        inherited(file.fileno())
+
+
+@pytest.mark.parametrize("fd", [1 << 20, 1 << 40])
+def test_what_is_not_open_can_not(fd: int) -> None:
+    with pytest.raises(BridgeError, match=f"file descriptor {fd} is no socket"):
+        inherited(fd)
+
+
+@pytest.mark.parametrize("pid", [None, "", "1"])
+def test_sockets_for_another_process_are_not_ours(
+    monkeypatch: pytest.MonkeyPatch, pid: str | None
+) -> None:
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    monkeypatch.delenv("LISTEN_PID", raising=False)
+    if pid is not None:
+        monkeypatch.setenv("LISTEN_PID", pid)
+    assert activated() == []
