@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a device sees of its server: one client after another, rest between them, and the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from vfio_user_bridge.listener import listen
+from vfio_user_bridge.server import Server
+
+from . import client as c
+from .client import Client
+from .descriptors import memory_files
+from .fake_device import FakeDevice
+from .wire import dma_map, u16
+
+
+class SlowDevice(FakeDevice):
+    """Comes to rest when *rest* is set, not before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.resting = threading.Event()
+        self.rest = threading.Event()
+
+    def quiesce(self, *, reset: bool) -> None:
+        self.resting.set()
+        assert self.rest.wait(10)
+        super().quiesce(reset=reset)
+
+
+def connect(path: Path) -> Client:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.connect(str(path))
+    return Client(sock)
+
+
+def too_early(_number: int, _frame: FrameType | None) -> None:
+    raise RuntimeError("the story ended before the server ran")
+
+
+def serve(device: FakeDevice, path: Path, story: Callable[[], None]) -> None:
+    """Serve *device* while *story* runs in another thread, whose end is the server's."""
+    failures: list[BaseException] = []
+
+    def tell() -> None:
+        try:
+            story()
+        except BaseException as error:  # it is raised below
+            failures.append(error)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    server = Server()
+    server.add(device, listen(path, 0o600))
+    before = signal.signal(signal.SIGTERM, too_early)
+    teller = threading.Thread(target=tell)
+    teller.start()
+    try:
+        server.run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        teller.join()
+    for failure in failures:
+        raise failure
+
+
+def test_the_next_client_waits_until_the_device_is_at_rest(tmp_path: Path) -> None:
+    device, path = SlowDevice(), tmp_path / "a.sock"
+
+    def story() -> None:
+        try:
+            with closing(connect(path)) as first:
+                first.negotiate()
+            assert device.resting.wait(10)
+            with closing(connect(path)) as second, closing(connect(path)) as third:
+                third.wait_until_hung_up()  # one may wait, not two
+                second.send(c.VERSION, u16(0, 0))
+                second.socket.settimeout(0.1)
+                with pytest.raises(TimeoutError):
+                    second.receive()
+                assert device.calls == []
+                device.rest.set()
+                second.socket.settimeout(10)
+                assert second.receive().command == c.VERSION
+                assert second.ask(c.RESET) == b""
+                assert device.calls == [("quiesce", True), ("reset",)]
+        finally:
+            device.rest.set()
+
+    serve(device, path, story)
+
+
+def test_at_the_end_the_device_is_closed_when_all_is_taken_back(tmp_path: Path) -> None:
+    device, path = FakeDevice(), tmp_path / "a.sock"
+    with memory_files(1) as files:
+        clients = []
+
+        def story() -> None:
+            clients.append(connect(path))
+            clients[0].negotiate()
+            clients[0].ask(c.DMA_MAP, dma_map(0, 4096), files)
+
+        serve(device, path, story)
+    assert [call[0] for call in device.calls] == ["dma_map", "quiesce", "dma_unmap", "close"]
+    clients[0].wait_until_hung_up()
+    clients[0].close()
+
+
+def test_a_defect_of_a_device_does_not_end_the_server(tmp_path: Path) -> None:
+    device, path = FakeDevice(), tmp_path / "a.sock"
+    device.failures["reset"] = ZeroDivisionError("a defect")
+
+    def story() -> None:
+        for _ in range(2):
+            with closing(connect(path)) as client:
+                client.negotiate()
+                client.send(c.RESET)
+                client.wait_until_hung_up()
+
+    serve(device, path, story)
+    verbs = [call[0] for call in device.calls]
+    assert verbs == ["reset", "quiesce", "reset", "quiesce", "close"]
