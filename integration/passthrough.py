@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from integration import guest, qemu
-from integration.progress import Step
+from integration.progress import Step, StepError
 from vfio_user_bridge.qemu import arguments
 
 if TYPE_CHECKING:
@@ -61,7 +61,12 @@ grep nvme /proc/interrupts
 
 LIST_SCRIPT = """
 echo "demo: begin"
-lspci
+cd /sys/bus/pci/devices
+for bdf in *; do
+    echo "$bdf: class $(cat $bdf/class), vendor $(cat $bdf/vendor), device $(cat $bdf/device)"
+done
+echo "BARs of 0000:00:01.0, the device passed through: first, last, flags"
+grep -v '^0x0* 0x0* 0x0*$' 0000:00:01.0/resource
 echo "demo: end"
 """
 
@@ -239,7 +244,7 @@ def main() -> int:
     bdf, outcome = sys.argv[1:]
     try:
         run(bdf, NVME_SCRIPT, NVME_MODULES).save(Path(outcome))
-    except PassthroughError as error:
+    except (PassthroughError, StepError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

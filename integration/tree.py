@@ -51,9 +51,11 @@ PACKAGES = (
     "python3-pytest",
 )
 
-PREFERENCES = (
-    rf"Package: src:qemu seabios linux-libc-dev\nPin: release n={BACKPORTS}\nPin-Priority: 990\n"
-)
+PREFERENCES = f"""\
+Package: src:qemu seabios linux-libc-dev
+Pin: release n={BACKPORTS}
+Pin-Priority: 990
+"""
 
 # Only these of the kernel's 4,000 modules: the devices that the tests assign, and what the test
 # machine and its guests boot from.
@@ -154,6 +156,8 @@ def _build(part: Path, step: LoggedStep) -> None:
         f"deb [signed-by={KEYRING}] {mirror} {SUITE} main",
         f"deb [signed-by={KEYRING}] {mirror} {BACKPORTS} main",
     )
+    # Fails here and now if the pin above has let in another QEMU.
+    step.run("chroot", part, "qemu-system-x86_64", "-device", "vfio-user-pci,help")
     _unpack_kernel(part, step)
 
 
