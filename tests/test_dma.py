@@ -44,6 +44,8 @@ def test_maps_that_an_iommu_can_make(request_: DmaMap) -> None:
         (a_map(0, PAGE + 512), errno.EINVAL),
         (a_map(0, PAGE, offset=512), errno.EINVAL),
         (a_map(0, PAGE, flags=0), errno.EINVAL),
+        (a_map(0, PAGE, flags=4), errno.EINVAL),
+        (a_map(0, PAGE, flags=0x80000003), errno.EINVAL),
         (a_map(TOP - PAGE, 2 * PAGE), errno.EOVERFLOW),
         (a_map(PAGE, TOP - PAGE), errno.EOVERFLOW),
         (a_map(0, PAGE, offset=1 << 63), errno.EOVERFLOW),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -61,6 +62,25 @@ def test_a_live_one_is_refused(path: Path) -> None:
         with pytest.raises(BridgeError, match="another server is listening"):
             listen(path, 0o600)
         assert path.is_socket()
+
+
+def test_a_live_one_that_is_too_busy_to_answer_is_refused_too(
+    path: Path, resources: ExitStack
+) -> None:
+    busy = resources.enter_context(unix_socket())
+    busy.bind(str(path))
+    busy.listen(0)
+    waiting = resources.enter_context(unix_socket())
+    waiting.connect(str(path))
+    rescue = threading.Timer(2, busy.close)
+    rescue.start()
+    try:
+        with pytest.raises(BridgeError, match="another server is listening"):
+            listen(path, 0o600).close()
+    finally:
+        rescue.cancel()
+        rescue.join()
+    assert path.is_socket()
 
 
 def test_what_is_no_socket_is_refused_and_stays(path: Path) -> None:
@@ -121,7 +141,7 @@ def test_what_is_no_socket_can_not(tmp_path: Path) -> None:
         inherited(file.fileno())
 
 
-@pytest.mark.parametrize("fd", [1 << 20, 1 << 40])
+@pytest.mark.parametrize("fd", [-1, 1 << 20, 1 << 40])
 def test_what_is_not_open_can_not(fd: int) -> None:
     with pytest.raises(BridgeError, match=f"file descriptor {fd} is no socket"):
         inherited(fd)

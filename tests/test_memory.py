@@ -80,6 +80,13 @@ def test_a_map_beyond_the_end_is_refused(files: ClientFiles, ram: int) -> None:
     assert mappings(ram) == []
 
 
+def test_an_empty_file_is_refused(files: ClientFiles) -> None:
+    with memory_files(1, 0) as (empty,):
+        with pytest.raises(OSError, match="are needed") as caught:
+            files.map(empty, 0, PAGE, writable=True)
+        assert code_of(caught) == errno.EINVAL
+
+
 def test_a_read_only_file_can_be_read_only(files: ClientFiles, ram: int) -> None:
     os.pwrite(ram, b"rom", 0)
     fd = os.open(f"/proc/self/fd/{ram}", os.O_RDONLY)

@@ -186,6 +186,15 @@ def test_several_writes_at_once(talk: Conversation) -> None:
     ]
 
 
+@pytest.mark.parametrize("wrong", [(CONFIG, 256, b"x"), (ROM, 0, b"x"), (NONE, 0, b"x")])
+def test_several_writes_of_which_one_is_wrong_change_nothing(
+    talk: Conversation, wrong: tuple[int, int, bytes]
+) -> None:
+    payload = writes((BAR0, 0, b"fine"), wrong)
+    assert talk.client.refused(c.REGION_WRITE_MULTI, payload) == errno.EINVAL
+    assert talk.device.calls == []
+
+
 @pytest.mark.parametrize("capabilities", [{}, {"write_multiple": False}])
 def test_several_writes_are_refused_unless_agreed_on(capabilities: dict[str, bool]) -> None:
     with conversation(negotiated=False) as talk:
@@ -291,9 +300,16 @@ def test_a_feature_that_is_set_or_probed_is_echoed(talk: Conversation, flags: in
     assert talk.device.calls == [("feature", DeviceFeature(16, flags | 2, u32(1, 0)))]
 
 
-@pytest.mark.parametrize("flags", [0, GET | SET])
+@pytest.mark.parametrize("flags", [0, GET | SET, GET | 1 << 19, SET | 1 << 31])
 def test_a_feature_with_other_flags_is_refused(talk: Conversation, flags: int) -> None:
     assert talk.client.refused(c.FEATURE, u32(64, flags | 1)) == errno.EINVAL
+    assert talk.device.calls == []
+
+
+@pytest.mark.parametrize("flags", [GET, SET, PROBE | GET])
+def test_a_feature_needs_room_for_its_fixed_part(talk: Conversation, flags: int) -> None:
+    assert talk.client.refused(c.FEATURE, u32(7, flags | 1)) == errno.EINVAL
+    assert talk.client.refused(c.FEATURE, u32(8)) == errno.EINVAL
     assert talk.device.calls == []
 
 

@@ -59,6 +59,8 @@ def test_a_map_without_a_file_is_welcome(talk: Conversation) -> None:
         (dma_map(0, PAGE + 1), errno.EINVAL),
         (dma_map(0, PAGE, offset=1), errno.EINVAL),
         (dma_map(0, PAGE, flags=0), errno.EINVAL),
+        (dma_map(0, PAGE, flags=7), errno.EINVAL),
+        (dma_map(0, PAGE, flags=1 << 31), errno.EINVAL),
         (dma_map(0, PAGE)[:-1], errno.EINVAL),
         (b"", errno.EINVAL),
         (dma_map(TOP - PAGE, 2 * PAGE), errno.EOVERFLOW),

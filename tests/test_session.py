@@ -194,7 +194,7 @@ def test_a_map_that_the_device_refused_does_not_exist() -> None:
         assert talk.client.ask(c.DMA_MAP, dma_map(0, PAGE)) == b""
 
 
-@pytest.mark.parametrize("verb", ["region_read"])
+@pytest.mark.parametrize("verb", ["region_read", "quiesce", "dma_unmap"])
 def test_a_defect_of_a_device_ends_its_session_only_and_in_good_order(verb: str) -> None:
     with conversation() as talk, memory_files(1) as files:
         talk.client.ask(c.DMA_MAP, dma_map(0, PAGE), files)

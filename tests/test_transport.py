@@ -16,7 +16,7 @@ from vfio_user_bridge.protocol import ProtocolError
 from vfio_user_bridge.transport import Connection, PeerGoneError
 
 from .descriptors import inodes, memory_files, open_descriptors
-from .wire import dma_map, message, u16, u32
+from .wire import dma_map, message, region, u16, u32
 
 STALL = 0.05
 RESET, DMA_MAP, READ, WRITE = 13, 2, 9, 10
@@ -156,7 +156,9 @@ def test_another_thread_can_end_the_conversation(pair: Pair) -> None:
 # ---- Peers that stall -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("before", [b""], ids=["alone"])
+@pytest.mark.parametrize(
+    "before", [b"", message(READ, region(0, 7, 4))], ids=["alone", "behind another"]
+)
 @pytest.mark.parametrize("cut", [1, 4, 15, 16, 35, 36, 47])
 def test_half_a_message_times_out(pair: Pair, before: bytes, cut: int) -> None:
     connection, peer = pair

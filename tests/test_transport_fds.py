@@ -199,6 +199,18 @@ def test_more_than_are_allowed_break_the_protocol(data: bytes) -> None:
         assert open_descriptors() == before
 
 
+def test_more_than_are_allowed_in_several_pieces_break_it_too() -> None:
+    data = message(WRITE, region(0, 0, bytes(64)))
+    with memory_files(MAX_FDS) as files:
+        before = open_descriptors()
+        with a_wire() as wire:
+            for start in range(0, len(data), 24):
+                wire.send(data[start : start + 24], files)
+            with pytest.raises(ProtocolError, match="more file descriptors"):
+                wire.receive()
+        assert open_descriptors() == before
+
+
 def test_what_no_message_claims_is_closed() -> None:
     with memory_files(3) as files:
         before = open_descriptors()

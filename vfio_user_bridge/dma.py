@@ -30,7 +30,7 @@ def check(request: DmaMap, page: int) -> None:
         )
     if request.address + request.size > 1 << 64 or request.offset + request.size > 1 << 63:
         raise refuse(errno.EOVERFLOW, f"{request.size:#x} bytes at {request.address:#x} wrap")
-    if not request.flags or request.flags & ~(DmaFlags.READ | DmaFlags.WRITE):
+    if not 0 < request.flags <= DmaFlags.READ | DmaFlags.WRITE:
         raise refuse(errno.EINVAL, f"map flags {request.flags:#x}")
 
 

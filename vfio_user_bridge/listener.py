@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import stat
@@ -64,15 +63,17 @@ def _remove_stale(path: Path) -> None:
     if not stat.S_ISSOCK(kind):
         raise BridgeError(f"{path} exists and is no socket: remove it or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a server that is busy, or stopped, must not stop us
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
-        else:
-            raise BridgeError(f"another server is listening on {path}: stop it or choose another")
+            return
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            pass  # it has more clients at the door than it can take
+        raise BridgeError(f"another server is listening on {path}: stop it or choose another")
 
 
 def inherited(fd: int) -> Listener:
@@ -82,8 +83,8 @@ def inherited(fd: int) -> Listener:
     """
     try:
         sock = socket.socket(fileno=fd)
-    except OSError as error:
-        raise BridgeError(f"file descriptor {fd} is no socket: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise BridgeError(f"file descriptor {fd} is no socket: {error}") from None
     if (
         sock.family != socket.AF_UNIX
         or sock.type != socket.SOCK_STREAM

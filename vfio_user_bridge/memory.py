@@ -16,6 +16,7 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,7 @@ class ClientFiles:
             raise refuse(errno.EACCES, f"the client's memory file isn't open for {need}")
         end = offset + size
         # A device's memory (/dev/dax0.0) has no size in its inode; mmap() knows its end.
-        extent = status.st_size or end
+        extent = status.st_size if stat.S_ISREG(status.st_mode) else status.st_size or end
         if end > extent:
             raise refuse(
                 errno.EINVAL, f"the client's memory file has {extent} bytes; {end} are needed"

@@ -111,24 +111,25 @@ class Requests:
         offset, region, count = fields(REGION_ACCESS, payload)
         if len(payload) != REGION_ACCESS.size + count:
             raise refuse(errno.EINVAL, f"{len(payload)} bytes of payload for {count} of data")
-        self._write(region, offset, payload[REGION_ACCESS.size :])
+        self._check_write(region, offset, count)
+        self._device.region_write(region, offset, payload[REGION_ACCESS.size :])
         return REGION_ACCESS.pack(offset, region, count)
 
-    def _write(self, region: int, offset: int, data: memoryview | bytes) -> None:
+    def _check_write(self, region: int, offset: int, count: int) -> None:
         writable = self._writable
-        count = len(data)
         if region >= len(writable) or offset + count > writable[region]:
             raise refuse(errno.EINVAL, f"no {count} bytes at {offset:#x} of region {region}")
         if count > self._max_transfer:
             raise refuse(errno.EINVAL, f"{count} bytes at once; {self._max_transfer} are allowed")
-        self._device.region_write(region, offset, data)
 
     def _region_write_multi(self, message: Message) -> bytes:
         if not self._state.capabilities.write_multiple:
             raise refuse(errno.EINVAL, "write_multiple was not agreed on")
         request = RegionWriteMulti.unpack(message.payload)
         for region, offset, data in request.writes:
-            self._write(region, offset, data)
+            self._check_write(region, offset, len(data))
+        for region, offset, data in request.writes:
+            self._device.region_write(region, offset, data)
         return RegionWriteMulti.FORMAT.pack(len(request.writes))
 
     # ---- DMA --------------------------------------------------------------------------------
@@ -251,12 +252,14 @@ class Requests:
     # ---- Features and migration -------------------------------------------------------------
 
     def _device_feature(self, message: Message) -> bytes:
+        _check_argsz(message, DeviceFeature.FORMAT.size)
         request = DeviceFeature.unpack(message.payload)
         get, set_, probe = (
             bool(request.flags & flag)
             for flag in (FeatureFlags.GET, FeatureFlags.SET, FeatureFlags.PROBE)
         )
-        if not (get or set_ or probe) or (get and set_ and not probe):
+        unknown = request.flags >> FeatureFlags.PROBE.bit_length()
+        if unknown or not (get or set_ or probe) or (get and set_ and not probe):
             raise refuse(errno.EINVAL, f"feature flags {request.flags:#x}")
         data = self._device.feature(request)
         if probe or set_:

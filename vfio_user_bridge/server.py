@@ -55,8 +55,9 @@ class Server:
         """Serve until SIGTERM or SIGINT, then give everything back. Call it in the main thread."""
         bell, ringer = socket.socketpair()
         ringer.setblocking(False)
-        before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+        # The bell before the handlers: a signal between the two must not be lost.
         wakeup = signal.set_wakeup_fd(ringer.fileno())
+        before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
         try:
             with selectors.DefaultSelector() as selector:
                 selector.register(bell, selectors.EVENT_READ)

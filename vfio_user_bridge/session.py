@@ -6,9 +6,11 @@ from __future__ import annotations
 import errno
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 
 from .device import Device
+from .messages import DmaMap
 from .protocol import (
     DEFAULT_DATA_XFER_SIZE,
     FLAG_ERROR,
@@ -130,15 +132,20 @@ class Session:
             self._connection.send(head)
 
     def _clean_up(self, *, reset: bool) -> None:
-        if self.state:
-            # The device first, its memory after: DMA in flight must not find its map gone.
-            self._device.quiesce(reset=reset)
-            for entry in self.state.maps:
-                try:
-                    self._device.dma_unmap(entry)
-                except OSError as error:
-                    log.error("%s: unmapping: %s", self._device.name, error.strerror)
-        self._connection.close()
+        # Whatever a device does wrong here, the maps go and the client is let go. The stack ends in
+        # reverse: the device first, its memory after, for DMA in flight must not find its map gone.
+        with ExitStack() as stack:
+            stack.callback(self._connection.close)
+            if self.state:
+                for entry in self.state.maps:
+                    stack.callback(self._unmap, entry)
+                stack.callback(self._device.quiesce, reset=reset)
+
+    def _unmap(self, entry: DmaMap) -> None:
+        try:
+            self._device.dma_unmap(entry)
+        except OSError as error:
+            log.error("%s: unmapping: %s", self._device.name, error.strerror)
 
     def _report(self, why: str) -> None:
         if not self.state:

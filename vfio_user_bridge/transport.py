@@ -73,6 +73,7 @@ class Connection:
         self.socket = sock
         #: bytes that a message may have, header included; small until the peer is known
         self.max_size = 1 << 16
+        self._max_fds = max_fds
         self._control = socket.CMSG_SPACE(max_fds * _FD_SIZE)
         self._stall = stall
         self._timeval = _TIMEVAL.pack(int(stall), int(stall % 1 * 1_000_000))
@@ -102,10 +103,12 @@ class Connection:
             self._view[:have] = self._view[begin : self._end]
             self._begin, self._end = 0, have
         if have < HEADER.size:
+            # Silence is the peer's right, but not in mid-message.
             try:
-                have = self._read(_FIRST_READ)
+                have = self._read(_FIRST_READ, socket.MSG_DONTWAIT if have else 0)
             except BlockingIOError:
-                raise PeerGoneError("it has nothing to say") from None
+                if not have:
+                    raise PeerGoneError("it has nothing to say") from None
             if have < HEADER.size:
                 have = self._finish(HEADER.size)
         id_, command, size, flags, _error = HEADER.unpack_from(self._buffer)
@@ -162,7 +165,8 @@ class Connection:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                     whole = len(data) // _FD_SIZE * _FD_SIZE
                     self._fds.extend(array.array("i", data[:whole]))
-        if flags & socket.MSG_CTRUNC:
+        # The kernel counts those of one segment; a message can come in many.
+        if flags & socket.MSG_CTRUNC or len(self._fds) > self._max_fds:
             raise ProtocolError("more file descriptors in one message than were agreed on")
         if not count:
             raise PeerGoneError("it hung up" + (" in mid-message" if self._end else ""))
