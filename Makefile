@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# The test machine's console is a terminal, whatever ours is.
+COLOUR = $(if $(MAKE_TERMOUT),yes,no)
 
 # $(call tool,COMMAND,PACKAGES): have the command, from Debian's packages if need be
 tool = command -v $(1) >/dev/null || \
@@ -18,7 +20,7 @@ help: ## this list
 venv: .venv/installed ## the command, as .venv/bin/vfio-user-bridge
 
 .venv/installed: setup.cfg pyproject.toml
-	$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(call tool,no-ensurepip,python3-venv)
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(call tool,no-ensurepip,python3-venv)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[test,lint]'
 	touch $@
@@ -39,7 +41,7 @@ host: venv ## a real QEMU drives our models
 
 machine: venv ## real kernel VFIO, in the test machine
 	$(BIN)/python -m integration.machine -- \
-		python3 -B -m pytest -p no:cacheprovider integration/inside
+		python3 -B -m pytest -p no:cacheprovider --color=$(COLOUR) integration/inside
 
 demo: venv ## a guest drives an NVMe controller through the bridge; DEVICE=0000:xx:yy.z for yours
 	@$(BIN)/python -m integration.demo

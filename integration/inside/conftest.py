@@ -11,7 +11,7 @@ from integration import devices
 
 from .bridge import Bridge, command
 
-SERVED = (devices.NVME, devices.EDU, *devices.EDU_PAIR, devices.E1000E, devices.RTL8139)
+SERVED = (devices.EDU, *devices.EDU_PAIR, devices.E1000E, devices.RTL8139)
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,7 @@ def test_intx_is_unmasked_by_an_eventfd_without_us(device: RemoteDevice) -> None
 
 def test_msix_vectors_one_by_one(bridge: Bridge) -> None:
     """DATA_NONE and DATA_BOOL have the kernel fire the eventfds, which shows who is where."""
-    with bridge.client(devices.NVME) as device, eventfds(3) as events:
+    with bridge.client(devices.E1000E) as device, eventfds(3) as events:
         assert device.irq(PciIrq.MSIX).count > 3
         device.set_irqs(EVENTFD | TRIGGER, PciIrq.MSIX, 0, 2, events[:2])
         device.set_irqs(EVENTFD | TRIGGER, PciIrq.MSIX, 2, 1, events[2:])

@@ -12,7 +12,7 @@ from vfio_user_bridge.messages import RegionInfo
 
 from .bridge import Bridge
 
-WITH_MEMORY = (devices.NVME, devices.EDU, devices.E1000E)
+WITH_MEMORY = (devices.EDU, devices.E1000E)
 EDU_ID = 0x010000ED
 FACTORIAL, STATUS = 0x08, 0x20
 
