@@ -61,7 +61,7 @@ def _in_machine() -> bool:
     machine.image()  # so that its steps come before the scene is set
     with tempfile.TemporaryDirectory() as scratch:
         results = Path(scratch)
-        disk = results / "disk"
+        disk = results / "nvme"
         known = os.urandom(KNOWN_SIZE)
         _make_disk(disk, known, results / "log")
         print(f"  A test machine with an IOMMU boots; its NVMe controller is {NVME}.", flush=True)
@@ -71,7 +71,7 @@ def _in_machine() -> bool:
             "/results/outcome",
         )
         status = machine.run(
-            ["sh", "-c", " ".join(inner)], results, devices=standard(disk), timeout=TIMEOUT
+            ["sh", "-c", " ".join(inner)], results, devices=standard(results), timeout=TIMEOUT
         )
         if status:
             raise PassthroughError(f"the part in the test machine failed with status {status}")

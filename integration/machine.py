@@ -113,6 +113,19 @@ def _arguments(initramfs: Path, results: Path) -> list[str]:
         *("-drive", drive, "-device", "virtio-blk-pci,drive=root,addr=2.0"),
         *_share("checkout", f"{CHECKOUT},readonly=on", "3.0"),
         *_share("results", str(results.resolve()), "4.0"),
+        *_monitor(initramfs.with_name("qmp")),
+    ]
+
+
+def _monitor(socket: Path) -> list[str]:
+    """Let the machine command its own QEMU: its second serial port is a QMP monitor.
+
+    What happens to hardware from outside, such as an error on a PCIe link, is made that way.
+    """
+    return [
+        *("-qmp", f"unix:{socket},server=on,wait=off"),
+        *("-chardev", f"socket,id=ttyS1,path={socket}"),
+        *("-device", "isa-serial,chardev=ttyS1,index=1"),
     ]
 
 
@@ -181,15 +194,12 @@ def main() -> int:
         parser.error("give a command, or --shell")
     command = ["bash", "-i"] if options.shell else options.command
     with tempfile.TemporaryDirectory() as scratch:
-        disk = Path(scratch, "nvme")
-        disk.touch()
-        disk.open("r+b").truncate(64 << 20)
         extra = [word for device in options.device for word in ("-device", device)]
         try:
             return run(
                 command,
                 options.results or Path(scratch),
-                devices=[*standard(disk), *extra],
+                devices=[*standard(Path(scratch)), *extra],
                 timeout=options.timeout,
                 interactive=options.shell,
             )
