@@ -28,6 +28,7 @@ IGB = "0000:02:00.0"  # behind a root port: FLR; 7 VFs
 IGB_VF = "0000:02:10.0"  # the first of them, once sriov_numvfs says so
 NVME_PORT = "0000:03:00.0"  # behind a root port: 4096 bytes of config space
 EDU_PORT_PAIR = ("0000:04:00.0", "0000:04:00.1")  # behind one root port: only the bus resets them
+E1000_PORT_PAIR = ("0000:05:00.0", "0000:05:00.1")  # the same, with registers that a reset clears
 
 DISK_SIZE = 64 << 20
 
@@ -54,7 +55,7 @@ def standard(disks: Path) -> list[str]:
         "nec-usb-xhci,id=xhci-msi,msi=on,msix=off,addr=1c.0",
         # The firmware numbers buses in the order of the ports' addresses.
         "pcie-root-port,id=port1,chassis=1,addr=18.0",
-        "e1000e,netdev=e1000e,bus=port1",
+        "e1000e,id=e1000e,netdev=e1000e,bus=port1",
         "pcie-root-port,id=port2,chassis=2,addr=19.0",
         "igb,netdev=igb,bus=port2",
         "pcie-root-port,id=port3,chassis=3,addr=1a.0",
@@ -62,6 +63,9 @@ def standard(disks: Path) -> list[str]:
         "pcie-root-port,id=port4,chassis=4,addr=1b.0",
         "edu,bus=port4,addr=0.0,multifunction=on",
         "edu,bus=port4,addr=0.1",
+        "pcie-root-port,id=port5,chassis=5,addr=1d.0",
+        "e1000,bus=port5,addr=0.0,multifunction=on",
+        "e1000,bus=port5,addr=0.1",
     ]
     arguments = ["-netdev", "user,id=user,restrict=on"]
     arguments += ["-netdev", "hubport,hubid=0,id=uplink,netdev=user"]

@@ -13,9 +13,9 @@ import pytest
 from tests.device_contract import eventfd, fired, open_files, read_config, write_config
 from tests.edu_driver import COMMAND, INTX_DISABLE, INTX_STATUS, MASTER, MSI_FLAGS, STATUS, get, put
 from vfio_user_bridge.device import PciIrq
+from vfio_user_bridge.eventfd import take
 from vfio_user_bridge.messages import IrqSet, IrqSetFlags
 from vfio_user_bridge.models.edu import Edu, Register
-from vfio_user_bridge.models.eventfd import take
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

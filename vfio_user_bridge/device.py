@@ -142,6 +142,18 @@ class Device(ABC):
         The session takes the DMA maps back afterwards. Must not raise: what fails is logged.
         """
 
+    @property
+    def host_request(self) -> int | None:
+        """A descriptor that is readable once the host wants the device back, if it ever may."""
+        return None
+
+    def heed_host_request(self) -> None:
+        """`host_request` was readable: tell the client. When that has gone, the device is closed.
+
+        Called from another thread than the rest.
+        """
+        return
+
     def close(self) -> None:
         """Give everything back. The device is not used afterwards."""
         return

@@ -11,25 +11,17 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from .device import Device, DeviceFlags, PciRegion, RegionFlags
 from .errors import DeviceError
 from .iommu import Iommu
+from .irqs import Interrupts
 from .kernel import pci, vfio
-from .messages import (
-    DeviceFeature,
-    DeviceInfo,
-    DmaMap,
-    FeatureFlags,
-    IrqInfo,
-    IrqSet,
-    IrqSetFlags,
-    RegionInfo,
-)
-from .protocol import Buffer, refuse
+from .messages import DeviceFeature, DeviceInfo, DmaMap, IrqInfo, IrqSet, RegionInfo
+from .migration import Migration
+from .protocol import Buffer
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +32,6 @@ _MAPPING_CAPABILITIES = (
     vfio.VFIO_REGION_INFO_CAP_SPARSE_MMAP,
     vfio.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE,
 )
-#: device_state, data_fd: struct vfio_device_feature_mig_state
-_MIG_STATE = struct.Struct("=Ii")
-_FEATURES = (vfio.VFIO_DEVICE_FEATURE_MIGRATION, vfio.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE)
 
 
 class HostDevice(Device):
@@ -62,27 +51,33 @@ class HostDevice(Device):
         self.name = bdf
         self._iommu = iommu
         self._bar_mmap = bar_mmap
-        self._armed: set[int] = set()  # the interrupt types that have eventfds
         self._mapped: set[int] = set()  # the IOVAs of maps that the container has from us
-        self._migration = -1
+        self._migration = Migration()
+        self._interrupts = Interrupts(())
+        self._wanted_back = False
+        self._warned_of_reset = False
         self._fd = -1
         self._container = iommu.acquire(group)
         self.pgsizes = self._container.pgsizes & ~0xFFF  # the wire's smallest page is 4 KiB
         self.max_dma_maps = min(self._container.max_maps, Device.max_dma_maps)
         try:
-            self._open()
+            self._fd = self._container.device(bdf)
+            self._describe()
+            self._interrupts.attach(self._fd)
         except BaseException:
-            iommu.release(self._container)
+            self.close()
             raise
+        iommu.hot_reset.functions[bdf] = self
 
-    def _open(self) -> None:
-        self._fd = self._container.device(self.name)
+    def _describe(self) -> None:
+        """Ask the kernel what the device is; that doesn't change while vfio-pci has it."""
         info = DeviceInfo.unpack(vfio.device_info(self._fd))
         known = DeviceFlags.RESET | DeviceFlags.PCI
         self._info = replace(info, flags=info.flags & known)
         self._regions = [self._region(index) for index in range(info.num_regions)]
-        self._irqs = [self._irq(index) for index in range(info.num_irqs)]
         self._offsets = [region.offset for region in self._regions]
+        self._irqs = [self._irq(index) for index in range(info.num_irqs)]
+        self._interrupts = Interrupts(self._irqs)
 
     def _region(self, index: int) -> RegionInfo:
         try:
@@ -107,6 +102,14 @@ class HostDevice(Device):
 
     @property
     def info(self) -> DeviceInfo:
+        if self._info.flags & DeviceFlags.RESET or self._iommu.hot_reset.possible(self._fd):
+            return replace(self._info, flags=self._info.flags | DeviceFlags.RESET)
+        if not self._warned_of_reset:
+            self._warned_of_reset = True
+            log.warning(
+                "%s: there is no way to reset it: what one client leaves in it, the next finds",
+                self.name,
+            )
         return self._info
 
     def region_info(self, index: int) -> RegionInfo:
@@ -125,19 +128,7 @@ class HostDevice(Device):
         os.pwrite(self._fd, data, self._offsets[index] + offset)
 
     def set_irqs(self, request: IrqSet, eventfds: Sequence[int]) -> None:
-        if request.flags & IrqSetFlags.DATA_EVENTFD:
-            # -1 takes an interrupt's eventfd away, which the wire says by sending none.
-            fds = eventfds or [-1] * request.count
-            request = replace(request, data=struct.pack(f"={request.count}i", *fds))
-        possible = vfio.set_irqs(self._fd, request.pack())
-        if possible > 0:
-            raise refuse(
-                errno.ENOSPC, f"the host has {possible} vectors left of {request.count} wanted"
-            )
-        if not request.count:
-            self._armed.discard(request.index)
-        elif request.flags & IrqSetFlags.ACTION_TRIGGER and eventfds:
-            self._armed.add(request.index)
+        self._interrupts.set(request, eventfds)
 
     def dma_map(self, request: DmaMap, fd: int | None) -> None:
         if fd is not None:
@@ -150,73 +141,62 @@ class HostDevice(Device):
             self._mapped.remove(request.address)
 
     def reset(self) -> None:
-        vfio.device_reset(self._fd)
+        if self._info.flags & DeviceFlags.RESET:
+            vfio.device_reset(self._fd)
+        else:
+            self._iommu.hot_reset.perform(self.name, self._fd)
 
-    # ---- Migration: for devices whose host driver does it -----------------------------------
+    def at_rest(self) -> bool:
+        """Whether bus mastering is off: no DMA, no message-signalled interrupts."""
+        return self._fd < 0 or not self._command() & _PCI_COMMAND_MASTER
 
     def feature(self, request: DeviceFeature) -> bytes:
-        number = request.flags & FeatureFlags.MASK
-        if number not in _FEATURES:
-            # Others hold pointers or descriptors, or are about the host.
-            raise refuse(errno.ENOTTY, f"no device feature {number}")
-        if request.flags & FeatureFlags.PROBE:
-            data = b""
-        elif request.flags & FeatureFlags.SET:
-            data = _MIG_STATE.pack(*_MIG_STATE.unpack(request.data))
-        else:
-            data = bytes(8)
-        answer = vfio.device_feature(
-            self._fd,
-            replace(request, argsz=DeviceFeature.FORMAT.size + len(data), data=data).pack(),
-        )[DeviceFeature.FORMAT.size :]
-        if number == vfio.VFIO_DEVICE_FEATURE_MIG_DEVICE_STATE and answer:
-            state, stream = _MIG_STATE.unpack(answer)
-            if request.flags & FeatureFlags.SET:
-                self._close_migration()
-                self._migration = stream
-            return _MIG_STATE.pack(state, -1)  # the stream travels in messages
-        return answer
+        return self._migration.feature(self._fd, request)
 
     def migration_read(self, size: int) -> bytes:
-        return os.read(self._stream(), size)
+        return self._migration.read(size)
 
     def migration_write(self, data: bytes) -> None:
-        stream = self._stream()
-        while data:
-            data = data[os.write(stream, data) :]
-
-    def _stream(self) -> int:
-        if self._migration < 0:
-            raise refuse(errno.EINVAL, "the device is neither saving nor resuming")
-        return self._migration
-
-    def _close_migration(self) -> None:
-        if self._migration >= 0:
-            os.close(self._migration)
-            self._migration = -1
+        self._migration.write(data)
 
     # ---- The end of a client, and the end ---------------------------------------------------
 
+    @property
+    def host_request(self) -> int | None:
+        return self._interrupts.request if self._interrupts.request >= 0 else None
+
+    def heed_host_request(self) -> None:
+        self._wanted_back = True
+        self._interrupts.forward_request()
+
     def quiesce(self, *, reset: bool) -> None:
-        self._close_migration()
-        for index in sorted(self._armed):
-            off = IrqSet(IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER, index, 0, 0)
-            self._try("switching interrupts off", self.set_irqs, off, ())
+        self._migration.close()
+        for index in self._interrupts.enabled:
+            self._try("switching interrupts off", self._interrupts.off, index)
+        self._interrupts.forget_client()
         self._try("switching bus mastering off", self._stop_bus_master)
-        if reset:
-            if self._info.flags & DeviceFlags.RESET:
-                self._try("reset", self.reset)
-            # The last close puts config space and power state back, and resets what only a bus
-            # reset can (vfio_pci_core_disable), just as when QEMU has the device and ends.
+        if not reset:
+            return
+        if self.info.flags & DeviceFlags.RESET:
+            self._try("reset", self.reset)
+        with self._iommu.hot_reset.lock:
+            # The last close puts config space and power state back (vfio_pci_core_disable), so the
+            # next client finds what it would find after QEMU has had the device and ended.
             os.close(self._fd)
             self._fd = -1
-            self._armed.clear()
-            self._try("opening it again", self._open)
+            if not self._wanted_back:
+                self._try("opening it again", self._reopen)
+
+    def _reopen(self) -> None:
+        self._fd = self._container.device(self.name)
+        self._interrupts.attach(self._fd)
+
+    def _command(self) -> int:
+        return int.from_bytes(self.region_read(PciRegion.CONFIG, _PCI_COMMAND, 2), "little")
 
     def _stop_bus_master(self) -> None:
-        command = self.region_read(PciRegion.CONFIG, _PCI_COMMAND, 2)
-        value = int.from_bytes(command, "little") & ~_PCI_COMMAND_MASTER
-        self.region_write(PciRegion.CONFIG, _PCI_COMMAND, value.to_bytes(2, "little"))
+        command = self._command() & ~_PCI_COMMAND_MASTER
+        self.region_write(PciRegion.CONFIG, _PCI_COMMAND, command.to_bytes(2, "little"))
 
     def _try(self, what: str, do: Callable[..., object], *args: object) -> None:
         try:
@@ -225,8 +205,11 @@ class HostDevice(Device):
             log.error("%s: %s: %s", self.name, what, error)
 
     def close(self) -> None:
-        self._close_migration()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._migration.close()
+        with self._iommu.hot_reset.lock:
+            self._iommu.hot_reset.functions.pop(self.name, None)
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+        self._interrupts.close()
         self._iommu.release(self._container)

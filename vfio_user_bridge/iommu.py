@@ -17,6 +17,7 @@ from pathlib import Path
 
 from .dma import DmaTable
 from .errors import DeviceError
+from .hotreset import HotReset
 from .kernel import vfio
 from .memory import ClientFiles
 from .messages import DmaFlags, DmaMap
@@ -78,6 +79,11 @@ class Container:
             vfio.container_set_iommu(self._container, vfio.VFIO_TYPE1v2_IOMMU)
         except OSError as error:
             raise DeviceError(_explain_open(node, self.number, error)) from None
+
+    @property
+    def group(self) -> int:
+        """The group's file descriptor."""
+        return self._group
 
     def device(self, bdf: str) -> int:
         """A file descriptor of the group's device *bdf*.
@@ -159,6 +165,7 @@ class Iommu:
 
     def __init__(self) -> None:
         self._containers: dict[int, Container] = {}
+        self.hot_reset = HotReset(self._containers)
 
     def acquire(self, group: int) -> Container:
         """:raise DeviceError: the group can't be had, and why"""

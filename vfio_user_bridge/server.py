@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import selectors
 import signal
@@ -10,6 +11,8 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 
 from .device import Device
 from .listener import Listener, activated, inherited, listen
@@ -35,45 +38,62 @@ class _Port:
         self.listener = listener
         self.client: Connection | None = None
         self.thread: threading.Thread | None = None
+        self.over = threading.Event()  # the latest conversation is
+        self.over.set()
+        #: when the client must let go, since the host wants the device back (time.monotonic)
+        self.deadline: float | None = None
+
+    @property
+    def busy(self) -> bool:
+        return not self.over.is_set()
 
 
 class Server:
     """Serves every device that was added, each on its own socket.
 
     :param reset_on_disconnect: whether a device is reset when its client has gone
+    :param grace: how long a client may keep a device that the host wants back, in seconds
     """
 
-    def __init__(self, *, reset_on_disconnect: bool = True) -> None:
+    def __init__(self, *, reset_on_disconnect: bool = True, grace: float = 30.0) -> None:
         self._reset = reset_on_disconnect
+        self._grace = grace
         self._ports: list[_Port] = []
+        self._selector = selectors.DefaultSelector()
+        self._bell, self._ringer = socket.socketpair()
+        self._ringer.setblocking(False)
+        self._stopped_by = 0
 
     def add(self, device: Device, listener: Listener) -> None:
         """Offer *device* on *listener*; both are the server's to close from now on."""
         self._ports.append(_Port(device, listener))
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then give everything back. Call it in the main thread."""
-        bell, ringer = socket.socketpair()
-        ringer.setblocking(False)
+        """Serve until SIGTERM or SIGINT, or until the host has taken the last device back.
+
+        Then give everything back. Call it in the main thread.
+        """
         # The bell before the handlers: a signal between the two must not be lost.
-        wakeup = signal.set_wakeup_fd(ringer.fileno())
+        wakeup = signal.set_wakeup_fd(self._ringer.fileno())
         before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
         try:
-            with selectors.DefaultSelector() as selector:
-                selector.register(bell, selectors.EVENT_READ)
-                for port in self._ports:
-                    port.listener.socket.setblocking(False)
-                    selector.register(port.listener.socket, selectors.EVENT_READ, port)
-                while all(self._accept(key.data) for key, _ in selector.select()):
-                    pass
-            log.info("stopping: %s", signal.Signals(bell.recv(1)[0]).name)
+            self._register(self._bell, self._hear)
+            for port in self._ports:
+                port.listener.socket.setblocking(False)
+                self._register(port.listener.socket, partial(self._accept, port))
+                if port.device.host_request is not None:
+                    self._register(port.device.host_request, partial(self._give_notice, port))
+            while self._ports and not self._stopped_by:
+                for key, _ in self._selector.select(self._patience()):
+                    key.data()
+                self._let_go()
+            if self._stopped_by:
+                log.info("stopping: %s", signal.Signals(self._stopped_by).name)
         finally:
             self.close()
             signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
                 signal.signal(number, handler)
-            bell.close()
-            ringer.close()
 
     def close(self) -> None:
         """No more clients, those that are there put out, sockets removed, devices given back."""
@@ -83,42 +103,59 @@ class Server:
             if port.client:
                 port.client.shut_down()
         for port in self._ports:
-            if port.thread:
-                port.thread.join(_PATIENCE)
-                if port.thread.is_alive():
-                    log.error("%s: doesn't come to rest; leaving it", port.device.name)
-                    continue
-            port.device.close()
+            self._close_device(port)
         self._ports.clear()
+        self._selector.close()
+        self._bell.close()
+        self._ringer.close()
 
-    def _accept(self, port: _Port | None) -> bool:
-        """Take whoever is at the door. False if it was the bell: time to stop."""
-        if port is None:
-            return False
+    @staticmethod
+    def _close_device(port: _Port) -> None:
+        if port.thread:
+            port.thread.join(_PATIENCE)
+            if port.thread.is_alive():
+                log.error("%s: doesn't come to rest; leaving it", port.device.name)
+                return
+        port.device.close()
+
+    def _register(self, file: socket.socket | int, react: Callable[[], None]) -> None:
+        self._selector.register(file, selectors.EVENT_READ, react)
+
+    def _hear(self) -> None:
+        """The bell rang: a signal says its number, a client's thread that ended 0."""
+        for number in self._bell.recv(64):
+            self._stopped_by = self._stopped_by or number
+
+    def _accept(self, port: _Port) -> None:
         try:
             sock, _ = port.listener.socket.accept()
         except BlockingIOError:
-            return True  # gone again
+            return  # gone again
         except OSError as error:
             log.error("%s: can't accept a client: %s", port.device.name, error.strerror)
             time.sleep(0.1)  # out of descriptors, most likely; the client stays at the door
-            return True
+            return
         ucred = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         pid, uid, _gid = _UCRED.unpack(ucred)
         peer = f"pid {pid}, uid {uid}"
-        if port.client and port.thread and port.thread.is_alive() and not port.client.hung_up():
-            log.warning("%s: refused %s: it has a client already", port.device.name, peer)
+        refusal = None
+        if port.deadline is not None:
+            refusal = "the host wants the device back"
+        elif port.busy and port.client and not port.client.hung_up():
+            refusal = "it has a client already"
+        if refusal:
+            log.warning("%s: refused %s: %s", port.device.name, peer, refusal)
             sock.close()
-            return True
+            return
         port.client = Connection(sock, max_fds=MAX_MSG_FDS)
+        port.over = threading.Event()
         port.thread = threading.Thread(
             target=self._converse,
-            args=(port.device, port.client, peer, port.thread),
+            args=(port.device, port.client, peer, port.thread, port.over),
             name=port.device.name,
             daemon=True,  # one that is stuck in the kernel must not keep the process
         )
         port.thread.start()
-        return True
 
     def _converse(
         self,
@@ -126,6 +163,7 @@ class Server:
         connection: Connection,
         peer: str,
         predecessor: threading.Thread | None,
+        over: threading.Event,
     ) -> None:
         if predecessor:
             predecessor.join()  # it has hung up, but the device is still being put back
@@ -133,3 +171,42 @@ class Server:
             Session(connection, device, peer).run(reset=self._reset)
         except Exception:
             log.exception("%s: a defect of the bridge ended this session", device.name)
+        finally:
+            over.set()
+            with contextlib.suppress(OSError):  # the server is closing, or the bell rings anyway
+                self._ringer.send(b"\0")
+
+    # ---- When the host wants a device back --------------------------------------------------
+
+    def _give_notice(self, port: _Port) -> None:
+        """Tell the client, as often as the kernel tells us; it has the grace period to go."""
+        port.device.heed_host_request()
+        if port.deadline is None:
+            port.deadline = time.monotonic() + self._grace
+            log.warning(
+                "%s: the host wants it back; %s",
+                port.device.name,
+                f"its client has {self._grace:.0f} s to let go" if port.busy else "letting go",
+            )
+
+    def _patience(self) -> float | None:
+        """How long to wait for an event: until the next grace period ends, in seconds."""
+        deadlines = [port.deadline for port in self._ports if port.deadline is not None]
+        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+
+    def _let_go(self) -> None:
+        """Close the devices that the host wants back and no client has, or has for too long."""
+        for port in [port for port in self._ports if port.deadline is not None]:
+            assert port.deadline is not None
+            if port.busy and time.monotonic() < port.deadline:
+                continue
+            if port.client:
+                port.client.shut_down()
+            request = port.device.host_request
+            if request is not None:
+                self._selector.unregister(request)
+            self._selector.unregister(port.listener.socket)
+            port.listener.close()
+            self._close_device(port)
+            self._ports.remove(port)
+            log.info("%s: given back to the host", port.device.name)

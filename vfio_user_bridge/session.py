@@ -127,7 +127,8 @@ class Session:
         name, what = self._device.name, command_name(message.command)
         log.info("%s: refused %s of %s: %s", name, what, self._peer, error.strerror or error)
         if not message.flags & FLAG_NO_REPLY:
-            flags, code = TYPE_REPLY | FLAG_ERROR, error.errno or errno.EIO
+            # Fewer vectors than wanted travel as a negative errno: see irqs.py.
+            flags, code = TYPE_REPLY | FLAG_ERROR, (error.errno or errno.EIO) & 0xFFFF_FFFF
             head = HEADER.pack(message.id, message.command, HEADER.size, flags, code)
             self._connection.send(head)
 

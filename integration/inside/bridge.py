@@ -34,6 +34,12 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def bind(*bdfs: str) -> None:
+    """Give devices to vfio-pci."""
+    bound = command("bind", *bdfs)
+    assert not bound.returncode, bound.stderr
+
+
 class Bridge:
     """`serve` of *devices*, with more *options*; *prefix* is a command to run it by."""
 

@@ -9,14 +9,15 @@ import pytest
 
 from integration import devices
 
-from .bridge import Bridge, command
+from .bridge import Bridge, bind
+from .hardware import Hardware
 
 SERVED = (devices.EDU, *devices.EDU_PAIR, devices.E1000E, devices.RTL8139)
 
 
 @pytest.fixture(scope="session")
 def bridge() -> Iterator[Bridge]:
-    _bind(*SERVED)
+    bind(*SERVED)
     with Bridge(*SERVED) as running:
         yield running
         assert running.stop() == 0
@@ -26,10 +27,12 @@ def bridge() -> Iterator[Bridge]:
 @pytest.fixture
 def igb() -> str:
     """A device that the bridge for all doesn't have: for those who need one of their own."""
-    _bind(devices.IGB)
+    bind(devices.IGB)
     return devices.IGB
 
 
-def _bind(*bdfs: str) -> None:
-    bound = command("bind", *bdfs)
-    assert not bound.returncode, bound.stderr
+@pytest.fixture(scope="session")
+def hardware() -> Iterator[Hardware]:
+    monitor = Hardware()
+    yield monitor
+    monitor.close()

@@ -10,13 +10,12 @@ import pytest
 from integration import devices
 from integration.edu_script import CHAPTERS, Chapter, scrub, see
 
-from .bridge import Bridge, command
+from .bridge import Bridge, bind
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)
 def test_edu_through_the_bridge_is_edu(chapter: Chapter) -> None:
-    bound = command("bind", devices.EDU_ALONE)
-    assert not bound.returncode, bound.stderr
+    bind(devices.EDU_ALONE)
     direct = f"vfio-pci,host={devices.EDU_ALONE},addr=4.0"
     see(scrub, direct)
     expected = see(chapter, direct)

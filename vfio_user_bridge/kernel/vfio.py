@@ -9,7 +9,9 @@ the real header.
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fcntl import ioctl
 from struct import Struct, pack_into, unpack_from
@@ -33,6 +35,8 @@ VFIO_DEVICE_GET_REGION_INFO = VFIO_TYPE << 8 | VFIO_BASE + 8
 VFIO_DEVICE_GET_IRQ_INFO = VFIO_TYPE << 8 | VFIO_BASE + 9
 VFIO_DEVICE_SET_IRQS = VFIO_TYPE << 8 | VFIO_BASE + 10
 VFIO_DEVICE_RESET = VFIO_TYPE << 8 | VFIO_BASE + 11
+VFIO_DEVICE_GET_PCI_HOT_RESET_INFO = VFIO_TYPE << 8 | VFIO_BASE + 12
+VFIO_DEVICE_PCI_HOT_RESET = VFIO_TYPE << 8 | VFIO_BASE + 13
 VFIO_IOMMU_GET_INFO = VFIO_TYPE << 8 | VFIO_BASE + 12
 VFIO_IOMMU_MAP_DMA = VFIO_TYPE << 8 | VFIO_BASE + 13
 VFIO_IOMMU_UNMAP_DMA = VFIO_TYPE << 8 | VFIO_BASE + 14
@@ -58,6 +62,12 @@ DEVICE_INFO = Struct("=IIIIII")
 REGION_INFO = Struct("=IIIIQQ")
 #: argsz, flags, index, count: struct vfio_irq_info
 IRQ_INFO = Struct("=IIII")
+#: argsz, flags, count: struct vfio_pci_hot_reset_info
+HOT_RESET_INFO = Struct("=III")
+#: group_id, segment, bus, devfn: struct vfio_pci_dependent_device
+DEPENDENT_DEVICE = Struct("=IHBB")
+#: argsz, flags, count: struct vfio_pci_hot_reset
+HOT_RESET = Struct("=III")
 #: argsz, flags, iova_pgsizes, cap_offset: struct vfio_iommu_type1_info
 IOMMU_INFO = Struct("=IIQI")
 #: id, version, next: struct vfio_info_cap_header
@@ -206,6 +216,35 @@ def set_irqs(device: int, request: bytes) -> int:
 
 def device_reset(device: int) -> None:
     ioctl(device, VFIO_DEVICE_RESET)
+
+
+def hot_reset_info(device: int) -> list[tuple[int, str]]:
+    """IOMMU group and BDF of every function that resetting the slot or bus would reset.
+
+    :raise OSError: ENODEV if neither can be reset
+    """
+    data = bytearray(HOT_RESET_INFO.pack(HOT_RESET_INFO.size, 0, 0))
+    try:
+        ioctl(device, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, data)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:  # which says how many there are
+            raise
+    count = HOT_RESET_INFO.unpack(data)[2]
+    size = HOT_RESET_INFO.size + count * DEPENDENT_DEVICE.size
+    data = bytearray(size)
+    HOT_RESET_INFO.pack_into(data, 0, size, 0, 0)
+    ioctl(device, VFIO_DEVICE_GET_PCI_HOT_RESET_INFO, data)
+    return [
+        (group, f"{segment:04x}:{bus:02x}:{devfn >> 3:02x}.{devfn & 7}")
+        for group, segment, bus, devfn in DEPENDENT_DEVICE.iter_unpack(data[HOT_RESET_INFO.size :])
+    ]
+
+
+def hot_reset(device: int, groups: Sequence[int]) -> None:
+    """Reset the slot or bus of *device*; *groups* are descriptors of all groups concerned."""
+    fds = Struct(f"={len(groups)}i").pack(*groups)
+    size = HOT_RESET.size + len(fds)
+    ioctl(device, VFIO_DEVICE_PCI_HOT_RESET, HOT_RESET.pack(size, 0, len(groups)) + fds)
 
 
 def device_feature(device: int, request: bytes) -> bytes:

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from threading import Lock, Thread
 
+from vfio_user_bridge import eventfd
 from vfio_user_bridge.device import IrqFlags, PciIrq
 from vfio_user_bridge.messages import IrqInfo, IrqSet, IrqSetFlags
 from vfio_user_bridge.protocol import refuse
-
-from . import eventfd
 
 _ENABLE = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
 
