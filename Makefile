@@ -12,7 +12,7 @@ tool = command -v $(1) >/dev/null || \
 	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $(2); }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint unit host machine demo shell clean
+.PHONY: help venv test lint unit host machine fidelity demo shell clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -42,6 +42,10 @@ host: venv ## a real QEMU drives our models
 machine: venv ## real kernel VFIO, in the test machine
 	$(BIN)/python -m integration.machine -- \
 		python3 -B -m pytest -p no:cacheprovider --color=$(COLOUR) integration/inside
+
+fidelity: venv ## what the guest can tell: the table, direct against bridged; part of machine
+	$(BIN)/python -m integration.machine -- \
+		python3 -B -m pytest -p no:cacheprovider --color=$(COLOUR) -m fidelity integration/inside
 
 demo: venv ## a guest drives an NVMe controller through the bridge; DEVICE=0000:xx:yy.z for yours
 	@$(BIN)/python -m integration.demo

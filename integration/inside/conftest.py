@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""One bridge that serves all devices to all tests, one client after the other."""
+"""One bridge that serves all devices to a file's tests, one client after the other."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from integration import devices
 
 from .bridge import Bridge, bind
 from .hardware import Hardware
+from .table import pytest_collection_modifyitems, pytest_terminal_summary  # noqa: F401 - hooks
 
 SERVED = (devices.EDU, *devices.EDU_PAIR, devices.E1000E, devices.RTL8139)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bridge() -> Iterator[Bridge]:
     bind(*SERVED)
     with Bridge(*SERVED) as running:
