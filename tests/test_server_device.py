@@ -48,8 +48,39 @@ def too_early(_number: int, _frame: FrameType | None) -> None:
     raise RuntimeError("the story ended before the server ran")
 
 
-def serve(device: FakeDevice, path: Path, story: Callable[[], None]) -> None:
-    """Serve *device* while *story* runs in another thread, whose end is the server's."""
+class WantedDevice(FakeDevice):
+    """One that the host may want back: `wanted` is the kernel's eventfd."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.heeded = threading.Event()
+
+    @property
+    def host_request(self) -> int:
+        return self.wanted
+
+    def heed_host_request(self) -> None:
+        os.eventfd_read(self.wanted)
+        self.heeded.set()
+
+    def close(self) -> None:
+        super().close()
+        os.close(self.wanted)
+
+
+def serve(
+    device: FakeDevice,
+    path: Path,
+    story: Callable[[], None],
+    *,
+    grace: float = 30.0,
+    ends_itself: bool = False,
+) -> None:
+    """Serve *device* while *story* runs in another thread.
+
+    Its end is the server's, unless that *ends_itself*.
+    """
     failures: list[BaseException] = []
 
     def tell() -> None:
@@ -57,9 +88,10 @@ def serve(device: FakeDevice, path: Path, story: Callable[[], None]) -> None:
             story()
         except BaseException as error:  # it is raised below
             failures.append(error)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if failures or not ends_itself:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    server = Server()
+    server = Server(grace=grace)
     server.add(device, listen(path, 0o600))
     before = signal.signal(signal.SIGTERM, too_early)
     teller = threading.Thread(target=tell)
@@ -129,3 +161,47 @@ def test_a_defect_of_a_device_does_not_end_the_server(tmp_path: Path) -> None:
     serve(device, path, story)
     verbs = [call[0] for call in device.calls]
     assert verbs == ["reset", "quiesce", "reset", "quiesce", "close"]
+
+
+def test_a_device_that_the_host_wants_is_closed_when_its_client_has_gone(tmp_path: Path) -> None:
+    device, path = WantedDevice(), tmp_path / "a.sock"
+
+    def story() -> None:
+        with closing(connect(path)) as client, closing(connect(path)) as late:
+            client.negotiate()
+            os.eventfd_write(device.wanted, 1)
+            assert device.heeded.wait(10)
+            late.wait_until_hung_up()
+            assert client.ask(c.RESET) == b""  # it has its time
+        assert closed.wait(10)
+        assert not path.exists()
+
+    closed = watch_close(device)
+    serve(device, path, story, ends_itself=True)
+    assert [call[0] for call in device.calls] == ["reset", "quiesce", "close"]
+
+
+def test_a_client_that_keeps_a_wanted_device_too_long_is_put_out(tmp_path: Path) -> None:
+    device, path = WantedDevice(), tmp_path / "a.sock"
+
+    def story() -> None:
+        with closing(connect(path)) as client:
+            client.negotiate()
+            os.eventfd_write(device.wanted, 1)
+            client.wait_until_hung_up()
+            assert closed.wait(10)
+
+    closed = watch_close(device)
+    serve(device, path, story, grace=0.05, ends_itself=True)
+    assert [call[0] for call in device.calls] == ["quiesce", "close"]
+
+
+def watch_close(device: WantedDevice) -> threading.Event:
+    closed, close = threading.Event(), device.close
+
+    def tell() -> None:
+        close()
+        closed.set()
+
+    device.close = tell  # type: ignore[method-assign]
+    return closed
