@@ -64,6 +64,12 @@ class Qmp:
         """Wait until QEMU has let go of *device*, for which the guest had to agree."""
         self.event("DEVICE_DELETED", lambda data: data.get("device") == device)
 
+    def close(self) -> None:
+        self._listener.close()
+        if hasattr(self, "_socket"):
+            self._lines.close()
+            self._socket.close()
+
     def _receive(self) -> dict[str, Any]:
         line = self._lines.readline()
         if not line:
@@ -80,7 +86,4 @@ class Qmp:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._listener.close()
-        if hasattr(self, "_socket"):
-            self._lines.close()
-            self._socket.close()
+        self.close()
