@@ -278,16 +278,49 @@ class PciDevice:
         flags = self.read_config(offset + MSI_FLAGS, 2)
         self.write_config(offset + MSI_FLAGS, 2, flags & ~MSI_FLAGS_ENABLE)
 
+    def msi_vectors_log2(self) -> int:
+        """Return the log2 of how many vectors the device can have."""
+        return self.read_config(self.capabilities()[CAP_ID_MSI] + MSI_FLAGS, 2) >> 1 & 0x7
+
     def enable_msix(self, messages: dict[int, tuple[int, int]]) -> None:
         """Enable MSI-X with (address, data) for each vector named; the others stay masked."""
-        offset = self.capabilities()[CAP_ID_MSIX]
-        table = self.read_config(offset + MSIX_TABLE, 4)
-        flags = self.read_config(offset + MSI_FLAGS, 2)
-        self.write_config(offset + MSI_FLAGS, 2, flags | MSIX_FLAGS_ENABLE)
+        self._set_msix_flags(MSIX_FLAGS_ENABLE, 0)
+        self.fill_msix(messages)
+
+    def fill_msix(self, messages: dict[int, tuple[int, int]]) -> None:
+        """Write these vectors' (address, data) into the table, and unmask them."""
         for vector, (address, data) in messages.items():
-            entry = (table & ~MSIX_BAR_MASK) + vector * MSIX_ENTRY_SIZE
             for at, value in enumerate((address & 0xFFFFFFFF, address >> 32, data, 0)):
-                self.store(table & MSIX_BAR_MASK, entry + 4 * at, 4, value)
+                self._store_msix(vector, at, value)
+
+    def disable_msix(self) -> None:
+        self._set_msix_flags(0, MSIX_FLAGS_ENABLE)
+
+    def mask_msix(self, vector: int, masked: bool = True) -> None:
+        self._store_msix(vector, 3, int(masked))
+
+    def read_msix(self) -> tuple[bytes, bytes]:
+        """Return the table and the pending bits, as the BARs have them."""
+        offset = self.capabilities()[CAP_ID_MSIX]
+        vectors = (self.read_config(offset + MSI_FLAGS, 2) & MSIX_FLAGS_QSIZE) + 1
+        found = []
+        for at, size in (
+            (MSIX_TABLE, vectors * MSIX_ENTRY_SIZE),
+            (MSIX_PBA, -(-vectors // 64) * 8),
+        ):
+            where = self.read_config(offset + at, 4)
+            bar, start = where & MSIX_BAR_MASK, where & ~MSIX_BAR_MASK
+            found.append(self.qtest.read(self.bars[bar].address + start, size))
+        return found[0], found[1]
+
+    def _set_msix_flags(self, on: int, off: int) -> None:
+        offset = self.capabilities()[CAP_ID_MSIX] + MSI_FLAGS
+        self.write_config(offset, 2, self.read_config(offset, 2) & ~off | on)
+
+    def _store_msix(self, vector: int, word: int, value: int) -> None:
+        table = self.read_config(self.capabilities()[CAP_ID_MSIX] + MSIX_TABLE, 4)
+        place = (table & ~MSIX_BAR_MASK) + vector * MSIX_ENTRY_SIZE + 4 * word
+        self.store(table & MSIX_BAR_MASK, place, 4, value)
 
 
 def _align(address: int, size: int) -> int:

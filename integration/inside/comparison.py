@@ -157,13 +157,15 @@ def assigned(subject: Subject) -> Iterator[None]:
 
 @contextlib.contextmanager
 def virtual_function() -> Iterator[None]:
-    """Have igb's driver make the first virtual function."""
+    """Have igb's driver make the first virtual function; its interrupts need the card to be up."""
     card = Path("/sys/bus/pci/devices", devices.IGB)
     if (card / "driver").exists() and (card / "driver").readlink().name == "vfio-pci":
         _must("unbind", devices.IGB)
     subprocess.run(("modprobe", "igb"), check=True)
     (card / "sriov_drivers_autoprobe").write_text("0")
     (card / "sriov_numvfs").write_text("1")
+    (name,) = (card / "net").iterdir()
+    subprocess.run(("ip", "link", "set", name.name, "up"), check=True)
     try:
         yield
     finally:
