@@ -207,9 +207,16 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
 
 
 def disk_node() -> Path:
-    """The disk, while the host's driver has the controller."""
-    (disk,) = Path(f"/sys/bus/pci/devices/{devices.NVME}/nvme").glob("nvme*/nvme*n1")
-    return Path("/dev", disk.name)
+    """The disk, once the host's driver has the controller and has looked for it."""
+    controller = Path(f"/sys/bus/pci/devices/{devices.NVME}/nvme")
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for disk in controller.glob("nvme*/nvme*n1"):
+            node = Path("/dev", disk.name)
+            if node.is_block_device():
+                return node
+        time.sleep(0.05)
+    raise AssertionError(f"the host has no disk of {devices.NVME}")
 
 
 def both(what: str) -> Callable[[Test], Test]:
