@@ -40,11 +40,11 @@ host: venv ## a real QEMU drives our models
 	$(BIN)/pytest integration/host
 
 machine: venv ## real kernel VFIO, in the test machine
-	$(BIN)/python -m integration.machine -- \
+	$(BIN)/python -m integration.machine --timeout 3600 -- \
 		python3 -B -m pytest -p no:cacheprovider --color=$(COLOUR) integration/inside
 
 fidelity: venv ## what the guest can tell: the table, direct against bridged; part of machine
-	$(BIN)/python -m integration.machine -- \
+	$(BIN)/python -m integration.machine --timeout 3600 -- \
 		python3 -B -m pytest -p no:cacheprovider --color=$(COLOUR) -m fidelity integration/inside
 
 demo: venv ## a guest drives an NVMe controller through the bridge; DEVICE=0000:xx:yy.z for yours

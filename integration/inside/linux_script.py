@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a Linux guest sees of its PCI devices and does with them, as files to compare.
+
+The guest writes one file a device and check, /seen/BDF/CHECK, and sends the folder as a tar archive
+through a virtio serial port: nothing is lost among what firmware and kernel say on the console.
+A device sits in the guest where it sits in the test machine: same slot, or behind a port of the
+same number, so that it has the same BDF in both.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from integration import guest, qemu
+from vfio_user_bridge.qemu import arguments
+
+#: what a guest saw, by BDF and check
+Seen = dict[tuple[str, str], str]
+
+MEMORY = "256M"
+TIMEOUT = 600.0  # for the guest, in seconds
+
+MODULES = (
+    *("nvme", "virtio_blk", "xhci_pci", "usb_storage", "sd_mod"),
+    *("e1000", "e1000e", "igb", "8139cp"),
+)
+
+#: What disks begin with and what the guest writes to them: it has it as /content.
+CONTENT_SIZE = 1 << 20  # bytes
+READ_SIZE = 32 << 20  # bytes, by direct I/O
+
+SCRIPT = r"""
+lspci() { /bin/ld-linux-x86-64.so.2 --library-path /bin /bin/lspci "$@"; }
+sys() { echo /sys/bus/pci/devices/$1; }
+
+block() { # BDF: its disk's name, once it is there
+    for try in $(seq 600); do
+        for disk in /sys/block/*; do
+            case $(readlink $disk) in */$1/*) basename $disk; return;; esac
+        done
+        sleep 0.1
+    done
+    echo missing
+}
+
+resource() { cat $(sys $1)/resource; }
+rom() { # its beginning; to read all of it, a few bytes at a time, takes the guest half a minute
+    echo 1 >$(sys $1)/rom
+    head -c 16384 $(sys $1)/rom | crc
+    echo 0 >$(sys $1)/rom
+}
+driver() { basename $(readlink $(sys $1)/driver); }
+
+crc() { crc32 | cut -c 1-8; } # of all tools that busybox has, the one that takes least
+
+disk() {
+    disk=/dev/$(block $1)
+    echo "$(blockdev --getsize64 $disk) bytes"
+    dd if=$disk of=/dev/null bs=1M count=$(($READ >> 20)) iflag=direct 2>&1 | grep records
+    echo "machine's: $(head -c $SIZE $disk | crc)"
+    dd if=/content of=$disk bs=64k seek=$(($PLACE >> 16)) conv=fsync 2>&1 | grep records
+    echo 3 >/proc/sys/vm/drop_caches
+    echo "guest's: $(dd if=$disk bs=64k skip=$(($PLACE >> 16)) 2>/dev/null | head -c $SIZE | crc)"
+}
+
+card() { # from an address of its own, to the gateway: within a frame, and in fragments
+    name=$(basename $(sys $1)/net/*)
+    cd /sys/class/net/$name
+    for try in $(seq 300); do [ "$(cat carrier)" = 1 ] && break; sleep 0.1; done
+    echo "$name: $(cat address), carrier $(cat carrier)"
+    for size in 56 1400 6000; do
+        echo "$size: $(ping -I $name -c 3 -i 0.2 -W 20 -s $size 10.0.2.2 | grep transmitted)"
+    done
+}
+
+edu() { # identification, liveness (inverts what is written), factorial
+    echo 1 >$(sys $1)/enable
+    at=$(cut -d' ' -f1 $(sys $1)/resource | head -n1)
+    devmem $at 32
+    devmem $(($at + 0x4)) 32 0x12345678
+    devmem $(($at + 0x4)) 32
+    devmem $(($at + 0x8)) 32 10
+    until [ $(($(devmem $(($at + 0x20)) 32) & 1)) = 0 ]; do sleep 0.1; done
+    devmem $(($at + 0x8)) 32
+}
+
+interrupts() {
+    if [ -d $(sys $1)/msi_irqs ]; then
+        grep -F "$1 " /proc/interrupts
+    else
+        grep "^ *$(cat $(sys $1)/irq):" /proc/interrupts
+    fi
+}
+
+echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore # no card answers for another
+number=10
+for card in /sys/bus/pci/devices/*/net/*; do
+    number=$(($number + 1))
+    ip link set $(basename $card) up
+    ip addr add 10.0.2.$number/24 dev $(basename $card)
+done
+
+mkdir /seen /seen/guest
+while read bdf check; do
+    [ -d /seen/$bdf ] || mkdir /seen/$bdf
+    echo "$bdf $check"
+    $check $bdf >/seen/$bdf/$check 2>&1
+done </checks
+
+lspci -D -vvv -xxxx >/seen/guest/lspci 2>&1
+# Once more at rest: QEMU's e1000e keeps its rings across the PM reset that it claims to have, and
+# would fill them in the next guest's memory.
+for card in /sys/class/net/eth*; do ip link set $(basename $card) down; done
+dmesg -r | grep '^<[0-4]>' >/seen/guest/log
+tar c -C /seen -f - . >/dev/vport0p1
+"""
+
+
+def program(path: str) -> dict[str, bytes]:
+    """Return a dynamically linked program as files of an initramfs, with all that it loads.
+
+    All of it is in bin/, which the initramfs has; so the script must name the loader.
+    """
+    listed = subprocess.run(("ldd", path), capture_output=True, text=True, check=True).stdout
+    paths = [Path(word) for word in (path, *listed.split()) if word.startswith("/")]
+    return {f"bin/{file.name}": file.read_bytes() for file in paths}
+
+
+def place(bdf: str) -> dict[str, str]:
+    """Return a device's place in the guest, as properties of -device."""
+    _domain, bus, slot_function = bdf.split(":")
+    if bus == "00":
+        return {"bus": "pcie.0", "addr": slot_function}
+    return {"bus": f"port{int(bus, 16)}", "addr": slot_function}
+
+
+def boot(
+    devices: Mapping[str, Mapping[str, object]],
+    checks: Sequence[tuple[str, str]],
+    content: bytes,
+    content_place: int,
+    results: Path,
+) -> Seen:
+    """Boot a guest with `devices`; return what it saw, by BDF and check.
+
+    :param devices: by BDF, the properties of -device but for the place.
+    :param checks: BDF and name of a function of SCRIPT, in the order to make them.
+    :param content: what to write to disks, and `content_place` where, in bytes.
+    :param results: a folder for what QEMU and the guest say.
+    """
+    script = f"SIZE={len(content)} PLACE={content_place} READ={READ_SIZE}\n{SCRIPT}"
+    listed = "".join(f"{bdf} {check}\n" for bdf, check in checks)
+    files = {**program("/usr/bin/lspci"), "content": content, "checks": listed.encode()}
+    with tempfile.NamedTemporaryFile() as initramfs:
+        initramfs.write(guest.initramfs(script, MODULES, files))
+        initramfs.flush()
+        command = [
+            *qemu.find(),
+            *guest.boot_arguments(Path(initramfs.name)),
+            *arguments([], MEMORY),
+            *("-device", "virtio-serial-pci,addr=2.0", "-device", "virtserialport,chardev=seen"),
+            *("-chardev", f"file,id=seen,path={results / 'seen.tar'}"),
+            *("-serial", f"file:{results / 'console'}"),
+        ]
+        for number in sorted({int(bdf.split(":")[1], 16) for bdf in devices} - {0}):
+            port = f"pcie-root-port,id=port{number},chassis={number},addr={0x17 + number:x}.0"
+            command += ["-device", port]
+        for bdf, properties in devices.items():
+            command += ["-device", json.dumps({**properties, **place(bdf)})]
+        with (results / "qemu").open("w") as log:
+            subprocess.run(
+                command, stdin=subprocess.DEVNULL, stderr=log, timeout=TIMEOUT, check=True
+            )
+    return {**_unpack(results / "seen.tar"), ("qemu", "log"): (results / "qemu").read_text()}
+
+
+def _unpack(archive: Path) -> Seen:
+    seen = {}
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            if file:
+                _here, device, check = member.name.split("/")
+                seen[device, check] = file.read().decode()
+    for paragraph in seen.pop(("guest", "lspci")).split("\n\n"):
+        seen[paragraph.split(" ")[0], "lspci"] = f"{paragraph}\n"
+    return seen
