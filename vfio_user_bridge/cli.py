@@ -167,6 +167,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="permissions of socket files (default: 0600)",
     )
     parser.add_argument(
+        "--engine",
+        choices=("native", "libvfio-user"),
+        default="native",
+        help="who answers clients: the bridge itself, or libvfio-user, if installed"
+        " (default: native)",
+    )
+    parser.add_argument(
         "--bar-mmap",
         choices=("auto", "off"),
         default="auto",

@@ -21,6 +21,7 @@ from .device import Device
 from .errors import UsageError
 from .listener import Listener, activated, inherited, listen
 from .server import Server
+from .session import Session
 
 if TYPE_CHECKING:
     from .iommu import Iommu
@@ -55,7 +56,9 @@ def serve(options: Namespace) -> None:
 
 def _serve(options: Namespace, names: Sequence[str]) -> None:
     with ExitStack() as undo:
-        server = Server(reset_on_disconnect=options.on_disconnect == "reset")
+        server = Server(
+            reset_on_disconnect=options.on_disconnect == "reset", session=_engine(options.engine)
+        )
         undo.callback(server.close)
         sockets = _Sockets(options, names, undo)
         devices = _Devices(bar_mmap=options.bar_mmap == "auto")
@@ -72,6 +75,17 @@ def _serve(options: Namespace, names: Sequence[str]) -> None:
         sys.stdout.write("".join(ready))
         sys.stdout.flush()
         server.run()
+
+
+def _engine(name: str) -> type[Session]:
+    """:raise BridgeError: it isn't installed"""
+    if name == "native":
+        return Session
+    from . import libvfio_user
+    from .library_session import LibrarySession
+
+    libvfio_user.load()  # now, not when the first client comes
+    return LibrarySession
 
 
 def device_name(text: str) -> str:

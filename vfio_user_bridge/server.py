@@ -53,11 +53,19 @@ class Server:
 
     :param reset_on_disconnect: whether a device is reset when its client has gone
     :param grace: how long a client may keep a device that the host wants back, in seconds
+    :param session: who converses with clients: our own engine, or another
     """
 
-    def __init__(self, *, reset_on_disconnect: bool = True, grace: float = 30.0) -> None:
+    def __init__(
+        self,
+        *,
+        reset_on_disconnect: bool = True,
+        grace: float = 30.0,
+        session: type[Session] = Session,
+    ) -> None:
         self._reset = reset_on_disconnect
         self._grace = grace
+        self._session = session
         self._ports: list[_Port] = []
         self._selector = selectors.DefaultSelector()
         self._bell, self._ringer = socket.socketpair()
@@ -168,7 +176,7 @@ class Server:
         if predecessor:
             predecessor.join()  # it has hung up, but the device is still being put back
         try:
-            Session(connection, device, peer).run(reset=self._reset)
+            self._session(connection, device, peer).run(reset=self._reset)
         except Exception:
             log.exception("%s: a defect of the bridge ended this session", device.name)
         finally:

@@ -10,17 +10,31 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vfio_user_bridge import libvfio_user
+from vfio_user_bridge.errors import BridgeError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 
-@pytest.fixture(scope="session")
-def edu_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The socket of one `serve model:edu` for all tests, so that each meets what the last left."""
+@pytest.fixture(scope="session", params=["native", "libvfio-user"])
+def edu_socket(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """The socket of one `serve model:edu` for all tests, so that each meets what the last left.
+
+    There is one of each engine.
+    """
+    if request.param == "libvfio-user":
+        try:
+            libvfio_user.load()
+        except BridgeError as missing:
+            pytest.skip(str(missing))
     path = tmp_path_factory.mktemp("edu") / "edu.sock"
     command = [sys.executable, "-m", "vfio_user_bridge", "serve", "model:edu"]
-    with subprocess.Popen([*command, "--socket-path", path], stdout=subprocess.PIPE) as bridge:
+    command += ["--socket-path", str(path), "--engine", request.param]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as bridge:
         assert bridge.stdout is not None
         assert bridge.stdout.readline(), "the bridge ended before its socket was ready"
         yield path
