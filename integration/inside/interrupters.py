@@ -92,14 +92,15 @@ class E1000e(E1000):
 
     def start_msix(self) -> None:
         self.set(self.IVAR, sum((self.IVAR_VALID | n) << 4 * n for n in range(self.vectors)))
-        self.set(self.EIAC, self.CAUSES)
+        self.set(self.EIAC, self.CAUSES)  # cleared by the message itself
 
     def fire(self, vector: int = 0) -> None:
         if not self.get(self.IVAR):
             super().fire()
             return
-        self.set(self.IMS, self.CAUSES)
-        self.set(self.ICS, 1 << self.FIRST_CAUSE + vector)
+        cause = 1 << self.FIRST_CAUSE + vector
+        self.set(self.IMS, cause)
+        self.set(self.ICS, cause)
 
 
 class Igb(Interrupter):
