@@ -22,7 +22,7 @@ from vfio_user_bridge.qemu import arguments
 from .qmp import Qmp
 
 MEMORY = "512M"
-BOOT_TIMEOUT = 240.0  # seconds, of a machine in a machine
+BOOT_TIMEOUT = 400.0  # seconds, of a machine in a machine on a busy host
 TIMEOUT = 90.0  # seconds for a command line
 
 READY = "ready"
