@@ -7,10 +7,11 @@ served, whichever engine serves it.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 
-from vfio_user_bridge.device import Device
+from vfio_user_bridge.device import Device, PciIrq
 from vfio_user_bridge.messages import DeviceInfo, DmaMap, IrqInfo, IrqSet, RegionInfo
 from vfio_user_bridge.protocol import Buffer
 
@@ -37,12 +38,15 @@ class RemoteDevice(Device):
         self._talk = Talk(self._engine, self._device)
         self._talk.client.negotiate()
 
-    def _ask(self, command: int, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
+    def _call(self, command: int, payload: bytes = b"", fds: Sequence[int] = ()) -> c.Reply:
         reply = self._talk.client.call(command, payload, list(fds))
-        for fd in reply.fds:
-            os.close(fd)
         if reply.flags & c.ERROR:
             raise OSError(reply.error, f"refused: {os.strerror(reply.error)}")
+        return reply
+
+    def _ask(self, command: int, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
+        reply = self._call(command, payload, fds)
+        assert reply.fds == []
         return reply.payload
 
     @property
@@ -50,10 +54,24 @@ class RemoteDevice(Device):
         return DeviceInfo.unpack(self._ask(c.GET_INFO, u32(16, 0, 0, 0)))
 
     def region_info(self, index: int) -> RegionInfo:
-        return RegionInfo.unpack(self._ask(c.GET_REGION_INFO, u32(_ROOM, 0, index, 0) + u64(0, 0)))
+        reply = self._call(c.GET_REGION_INFO, u32(_ROOM, 0, index, 0) + u64(0, 0))
+        for fd in (self._region_fds.pop(index, -1), *reply.fds[1:]):
+            if fd >= 0:
+                os.close(fd)
+        if reply.fds:
+            self._region_fds[index] = reply.fds[0]
+        return RegionInfo.unpack(reply.payload)
+
+    def region_fd(self, index: int) -> int:
+        return self._region_fds[index]
 
     def irq_info(self, index: int) -> IrqInfo:
-        return IrqInfo.unpack(self._ask(c.GET_IRQ_INFO, u32(16, 0, index, 0)))
+        try:
+            return IrqInfo.unpack(self._ask(c.GET_IRQ_INFO, u32(16, 0, index, 0)))
+        except OSError as error:
+            if error.errno != errno.EINVAL or index <= PciIrq.MSIX:
+                raise
+            return IrqInfo(index)  # as the kernel says that there is none
 
     def region_read(self, index: int, offset: int, count: int) -> bytes:
         return self._ask(c.REGION_READ, region(offset, index, count))[16:]
@@ -79,9 +97,11 @@ class RemoteDevice(Device):
 
     def quiesce(self, *, reset: bool) -> None:  # noqa: ARG002 - that is the session's choice
         """The client goes, and another comes."""
-        self._talk.end()
+        self.close()
         self._maps.clear()
         self._connect()
 
     def close(self) -> None:
+        while self._region_fds:
+            os.close(self._region_fds.popitem()[1])
         self._talk.end()

@@ -99,16 +99,15 @@ def test_there_are_no_io_fds(talk: Conversation) -> None:
         assert talk.client.refused(c.GET_REGION_IO_FDS, payload) == errno.EINVAL
 
 
-@pytest.mark.parametrize(
-    ("index", "flags", "count"), [(0, 7, 1), (1, 9, 4), (2, 9, 33), (3, 0, 0), (4, 0, 0)]
-)
+@pytest.mark.parametrize(("index", "flags", "count"), [(0, 7, 1), (1, 9, 4), (2, 9, 33)])
 def test_irq_info(talk: Conversation, index: int, flags: int, count: int) -> None:
     reply = talk.client.ask(c.GET_IRQ_INFO, u32(16, 0, index, 0))
     assert reply == u32(16, flags, index, count)
 
 
-@pytest.mark.parametrize("index", [5, 9, 0xFFFFFFFF])
+@pytest.mark.parametrize("index", [3, 4, 5, 9, 0xFFFFFFFF])
 def test_what_does_not_exist_is_refused(talk: Conversation, index: int) -> None:
+    """Of the types that VFIO has, error and request interrupts too, as the kernel refuses them."""
     assert talk.client.refused(c.GET_IRQ_INFO, u32(16, 0, index, 0)) == errno.EINVAL
     beyond = max(index, NONE)
     region_info = u32(32, 0, beyond, 0) + u64(0, 0)

@@ -12,6 +12,7 @@ import logging
 import os
 import resource
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from .messages import DmaFlags, DmaMap
 from .protocol import refuse
 
 log = logging.getLogger(__name__)
+
+#: how long a map waits for one that contradicts it to go, in seconds; QEMU waits 5 for the reply
+PATIENCE = 2.0
 
 _CAP_IPC_LOCK = 14
 
@@ -42,7 +46,7 @@ class Container:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self._lock = threading.Lock()  # the group's functions have a thread each
+        self._changed = threading.Condition()  # the group's functions have a thread each
         self._files = ClientFiles()
         self._maps = DmaTable()
         self._entries: dict[int, _Entry] = {}  # by IOVA
@@ -105,13 +109,9 @@ class Container:
         """
         status = os.fstat(fd)
         file = (status.st_dev, status.st_ino)
-        with self._lock:
-            for other in self._maps.overlapping(request.address, request.size):
-                entry = self._entries[other.address]
-                if other == request and entry.file == file:
-                    entry.clients += 1
-                    return
-                raise self._refused(errno.EBUSY, _contradiction(request, file, other, entry))
+        with self._changed:
+            if self._is_shared(request, file):
+                return
             self._check_range(request)
             vaddr = self._files.map(
                 fd, request.offset, request.size, writable=bool(request.flags & DmaFlags.WRITE)
@@ -128,14 +128,34 @@ class Container:
 
     def unmap(self, request: DmaMap) -> None:
         """Undo one `map`; the kernel's map goes with the last client's."""
-        with self._lock:
+        with self._changed:
             entry = self._entries[request.address]
             if entry.clients == 1:
                 vfio.dma_unmap(self._container, request.address, request.size)
                 self._maps.remove(request)
                 del self._entries[request.address]
                 self._files.unmap(entry.address)
+                self._changed.notify_all()
             entry.clients -= 1
+
+    def _is_shared(self, request: DmaMap, file: tuple[int, int]) -> bool:
+        """Whether another client has made just this map; then it is counted.
+
+        When a guest's memory changes, QEMU takes all old maps back before it makes new ones, but
+        each function hears of it on a connection of its own: a contradiction may be old news.
+
+        :raise OSError: EBUSY if it stays
+        """
+        deadline = time.monotonic() + PATIENCE
+        while overlapping := self._maps.overlapping(request.address, request.size):
+            other = overlapping[0]
+            entry = self._entries[other.address]
+            if other == request and entry.file == file:
+                entry.clients += 1
+                return True
+            if not self._changed.wait(deadline - time.monotonic()):
+                raise self._refused(errno.EBUSY, _contradiction(request, file, other, entry))
+        return False
 
     def _check_range(self, request: DmaMap) -> None:
         last = request.address + request.size - 1

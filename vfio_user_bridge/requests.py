@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from . import dma
-from .device import Device, RegionFlags
+from .device import Device, PciIrq, RegionFlags
 from .messages import (
     DMA_UNMAP_FLAG_ALL,
     REGION_ACCESS,
@@ -217,7 +217,12 @@ class Requests:
         _check_argsz(message, IrqInfo.FORMAT.size)
         request = IrqInfo.unpack(message.payload)
         self._check_irq(request.index)
-        return self._device.irq_info(request.index).pack()
+        info = self._device.irq_info(request.index)
+        if not info.count and request.index > PciIrq.MSIX:
+            # So vfio_pci_ioctl_get_irq_info says it of a conventional device's error interrupt;
+            # at a count of 0 QEMU would warn.
+            raise refuse(errno.EINVAL, f"the device has no interrupt of type {request.index}")
+        return info.pack()
 
     def _device_set_irqs(self, message: Message) -> bytes:
         """The checks of vfio_set_irqs_validate_and_prepare, and that the eventfds are all there."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 
 from integration import devices
+from tests import client as wire
+from tests.wire import dma_map
 
 from . import edu
 from .bridge import Bridge, command, lines
@@ -47,6 +50,23 @@ def test_contradicting_maps_are_refused_and_named(bridge: Bridge) -> None:
         second.dma_map(other, IOVA + PAGE, PAGE)
         inode = os.fstat(other).st_ino
         assert lines(bridge.log(), rf"aren't one VM: .*{IOVA:#x} \(inode {inode} .*contradicts")
+
+
+def test_a_map_waits_for_its_contradiction_to_go(bridge: Bridge) -> None:
+    """As when a guest's memory changes, and one function hears of it before the other."""
+    with (
+        bridge.client(FIRST) as first,
+        bridge.client(SECOND) as second,
+        memory(2 * PAGE) as fd,
+    ):
+        for device in (first, second):
+            device.dma_map(fd, IOVA, PAGE)
+        first.dma_unmap(IOVA, PAGE)
+        first.wire.send(wire.DMA_MAP, dma_map(IOVA, 2 * PAGE), [fd])
+        assert not select.select([first.wire.socket], [], [], 0.2)[0]
+        second.dma_unmap(IOVA, PAGE)
+        assert first.wire.receive().flags == wire.REPLY
+        second.dma_map(fd, IOVA, 2 * PAGE)
 
 
 def test_a_client_that_goes_leaves_the_others_maps(bridge: Bridge) -> None:
