@@ -25,6 +25,7 @@ TYPES = (
     IrqInfo(PciIrq.INTX, IrqFlags.EVENTFD | IrqFlags.MASKABLE | IrqFlags.AUTOMASKED, 1),
     IrqInfo(PciIrq.MSI, IrqFlags.EVENTFD | IrqFlags.NORESIZE, 32),
     IrqInfo(PciIrq.MSIX, IrqFlags.EVENTFD, 64),
+    IrqInfo(PciIrq.ERR, IrqFlags.EVENTFD | IrqFlags.NORESIZE, 1),
     IrqInfo(PciIrq.REQ, IrqFlags.EVENTFD | IrqFlags.NORESIZE, 1),
 )
 
@@ -117,6 +118,15 @@ def test_fewer_vectors_than_wanted(kernel: Kernel, interrupts: Interrupts) -> No
         interrupts.set(IrqSet(SIGNAL, PciIrq.MSIX, 0, 4), events)
     assert refused.value.errno == -1
     assert interrupts.enabled == []
+
+
+def test_an_error_interrupt_without_an_eventfd_is_off(interrupts: Interrupts) -> None:
+    """The kernel would refuse to switch it off again."""
+    with eventfds(1) as events:
+        interrupts.set(IrqSet(SIGNAL, PciIrq.ERR, 0, 1), events)
+        assert interrupts.enabled == [PciIrq.ERR]
+        interrupts.set(IrqSet(SIGNAL, PciIrq.ERR, 0, 1), [])
+        assert interrupts.enabled == []
 
 
 def test_a_reopened_device_has_no_interrupts(kernel: Kernel, interrupts: Interrupts) -> None:

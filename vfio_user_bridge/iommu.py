@@ -235,6 +235,11 @@ def _explain_map(request: DmaMap, error: OSError) -> str:
     what = f"can't map {request.size:#x} bytes at {request.address:#x}: {error.strerror}"
     if error.errno == errno.ENOSPC:
         return what + "; the module's limit is reached: vfio_iommu_type1.dma_entry_limit"
+    if error.errno == errno.EFAULT:
+        return what + (
+            "; its file was cut short, or is on a file system whose pages the kernel doesn't pin:"
+            " guest RAM must be a memfd, or a file on tmpfs or hugetlbfs"
+        )
     if error.errno != errno.ENOMEM:
         return what
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]

@@ -67,7 +67,10 @@ class Interrupts:
             self._set_kept(request, eventfds)
         else:
             self._to_kernel(request, eventfds)
-        if not request.count:
+        # A lone interrupt is off once its eventfd is gone (vfio_pci_set_ctx_trigger_single), and
+        # switching it off again would be EINVAL; the other types stay enabled without any.
+        gone = request.index == PciIrq.ERR and request.flags == _SIGNAL and not eventfds
+        if not request.count or gone:
             self._forget(request.index)
         elif request.flags == _SIGNAL and eventfds:
             self._enabled.add(request.index)
