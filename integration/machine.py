@@ -22,7 +22,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from integration import cache, guest, qemu, tree
+from integration import cache, guest, library, qemu, tree
 from integration.devices import standard
 from integration.progress import StepError, tail
 
@@ -90,7 +90,9 @@ def run(
     status.unlink(missing_ok=True)
     # The console is a terminal to the command, whatever it is here.
     term = os.environ.get("TERM", "dumb") if sys.stdout.isatty() else "dumb"
-    (results / "command").write_text(f"export TERM={term}\n{shlex.join(command)}\n")
+    exports = {"TERM": term, **library.carry(results / "library", Path("/results/library"))}
+    lines = [f"export {name}={shlex.quote(value)}\n" for name, value in exports.items()]
+    (results / "command").write_text("".join(lines) + shlex.join(command) + "\n")
     with tempfile.TemporaryDirectory() as scratch:
         initramfs = Path(scratch, "initramfs")
         initramfs.write_bytes(guest.initramfs(ROOT_SCRIPT, MODULES, tree=tree.path()))

@@ -101,8 +101,14 @@ class Outcome:
         return cls(**json.loads(path.read_text()))
 
 
-def run(bdf: str, script: str, modules: tuple[str, ...], tree: Path = guest.ROOT) -> Outcome:
-    """Give device `bdf` to a guest that loads `modules` and runs `script`.
+def run(
+    bdf: str,
+    script: str,
+    modules: tuple[str, ...],
+    tree: Path = guest.ROOT,
+    engine: str = "native",
+) -> Outcome:
+    """Give device `bdf` to a guest that loads `modules` and runs `script`; `engine` serves it.
 
     The device gets back the driver it had.
 
@@ -120,7 +126,7 @@ def run(bdf: str, script: str, modules: tuple[str, ...], tree: Path = guest.ROOT
             *arguments([socket], MEMORY),
             *("-serial", "stdio"),
         ]
-        with _bound(bdf), _bridge(bdf, socket, log) as bridge:
+        with _bound(bdf), _bridge(bdf, socket, log, engine) as bridge:
             said, marks = _guest(command, bridge)
             total_cpu = _cpu_seconds(bridge)
         sys.stdout.write(log.read_text())
@@ -157,9 +163,9 @@ def _run(*command: str) -> None:
 
 
 @contextmanager
-def _bridge(bdf: str, socket: Path, log: Path) -> Iterator[subprocess.Popen[str]]:
+def _bridge(bdf: str, socket: Path, log: Path, engine: str) -> Iterator[subprocess.Popen[str]]:
     """Serve the device on `socket`, with the bridge's log in the file `log`."""
-    serve = ("serve", bdf, "--socket-path", str(socket), "--log-level", "info")
+    serve = ("serve", bdf, "--socket-path", str(socket), "--engine", engine)
     with (
         log.open("w") as errors,
         subprocess.Popen(

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from vfio_user_bridge import models
-from vfio_user_bridge.library_session import sparse_areas
+from vfio_user_bridge.device import RegionFlags
+from vfio_user_bridge.library_session import mappable_areas
 from vfio_user_bridge.messages import DmaMap, IrqSet, RegionCapability, RegionInfo
 
 from . import client as c
 from .descriptors import eventfds, inodes, memory_files
 from .engines import LIBRARY, Talk, need, talk
-from .fake_device import READ_WRITE, FakeDevice
+from .fake_device import MSIX_MAPPABLE, READ_WRITE, FakeDevice
 from .running_server import server
 from .wire import dma_map, dma_unmap, message, region, set_irqs, u16, u32, u64
 
@@ -170,11 +171,25 @@ def test_what_is_wrong_with_interrupts_is_refused(device: FakeDevice, end: Talk)
 # ---- Regions --------------------------------------------------------------------------------
 
 
-def test_sparse_areas() -> None:
-    capability = RegionCapability(1, 1, u32(2, 0) + u64(0, 0x1000, 0x3000, 0x2000))
-    info = RegionInfo(0, READ_WRITE, 0x8000, 0, (RegionCapability(3, 1, b""), capability))
-    areas = [(area.iov_base, area.iov_len) for area in sparse_areas(info)]
-    assert areas == [(None, 0x1000), (0x3000, 0x2000)]  # None is how ctypes says 0
+def test_mappable_areas() -> None:
+    sparse = RegionCapability(1, 1, u32(2, 0) + u64(0, 0x1000, 0x3000, 0x2000))
+    none = RegionCapability(1, 1, u32(0, 0))
+    mappable = READ_WRITE | RegionFlags.MMAP
+    for flags, capabilities, areas in (
+        (READ_WRITE, (), []),
+        (mappable, (), [(0, 0x8000)]),
+        (mappable, (MSIX_MAPPABLE,), [(0, 0x8000)]),
+        (mappable, (MSIX_MAPPABLE, sparse), [(0, 0x1000), (0x3000, 0x2000)]),
+        (mappable, (none,), []),
+    ):
+        assert mappable_areas(RegionInfo(0, flags, 0x8000, 0, capabilities)) == areas
+
+
+def test_areas_and_offset_reach_the_client(end: Talk) -> None:
+    reply = end.client.call(c.GET_REGION_INFO, u32(64, 0, BAR0, 0) + u64(0, 0))
+    os.close(reply.fds[0])
+    whole = u16(1, 1) + u32(0, 1, 0) + u64(0, 0x4000)
+    assert reply.payload == u32(64, 0xF, BAR0, 32) + u64(0x4000, 0x10000) + whole
 
 
 # ---- Beginning and end ----------------------------------------------------------------------
@@ -216,6 +231,12 @@ def test_messages_may_wait_in_line(device: FakeDevice, end: Talk) -> None:
         assert [end.client.receive().error for _ in files] == [0] * 20
         expected = [(DmaMap(3, 0, n * PAGE, PAGE), i) for n, i in enumerate(inodes(files))]
         assert [call[1:] for call in device.calls] == expected
+
+
+def test_a_reply_is_no_map(device: FakeDevice, end: Talk) -> None:
+    end.client.send(c.DMA_MAP, dma_map(0, PAGE), flags=c.REPLY)
+    assert end.client.receive().error == errno.EINVAL
+    assert device.calls == []
 
 
 @pytest.mark.parametrize("cut", [5, 16, 40])

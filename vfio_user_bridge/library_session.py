@@ -36,6 +36,8 @@ from .device import Device, PciIrq, RegionFlags
 from .messages import DmaMap, IrqSet, IrqSetFlags, RegionInfo
 from .protocol import (
     HEADER,
+    TYPE_COMMAND,
+    TYPE_MASK,
     Capabilities,
     Command,
     ProtocolError,
@@ -50,6 +52,7 @@ log = logging.getLogger(__name__)
 
 #: VFIO_REGION_INFO_CAP_SPARSE_MMAP, the only capability that the library knows
 _SPARSE_MMAP = 1
+_NR_AREAS = struct.Struct("=I4x")  # then one for each area: offset, size
 _AREA = struct.Struct("=QQ")
 #: the types that vfu_irq_trigger serves; it has no way to signal the others
 _IRQS = (PciIrq.INTX, PciIrq.MSI, PciIrq.MSIX)
@@ -68,11 +71,12 @@ class LibrarySession(Session):
 
     def __init__(self, connection: Connection, device: Device, peer: str) -> None:
         super().__init__(connection, device, peer)
+        self._requests: Requests  # once there is a state
         self._library: Any = vfu.load()
         self._context: int | None = None
         self._callbacks: list[Any] = []  # kept for C
         self._relay = Relay(self._trigger)
-        self._masked_by_eventfd = False  # the SET_IRQS that the library has has eventfds
+        self._by_eventfd = False  # what the latest SET_IRQS says is said by eventfds
         self._command = 0  # of the message that the library has
         self._accepted = False  # the library has, the DMA map that it was given
         self._preparations = {
@@ -124,8 +128,7 @@ class LibrarySession(Session):
         flags = region.flags & (vfu.VFU_REGION_FLAG_READ | vfu.VFU_REGION_FLAG_WRITE)
         if region.index == vfu.VFU_PCI_DEV_CFG_REGION_IDX:
             flags |= vfu.VFU_REGION_FLAG_ALWAYS_CB
-        mappable = region.flags & RegionFlags.MMAP
-        areas = sparse_areas(region) if mappable else []
+        areas = [vfu.Iovec(*area) for area in mappable_areas(region)]
         self._library.vfu_setup_region(
             self._context,
             region.index,
@@ -134,7 +137,7 @@ class LibrarySession(Session):
             flags,
             (vfu.Iovec * len(areas))(*areas) if areas else None,
             len(areas),
-            self._device.region_fd(region.index) if mappable else -1,
+            self._device.region_fd(region.index) if areas else -1,
             region.offset,
         )
 
@@ -159,7 +162,7 @@ class LibrarySession(Session):
             if not readable:
                 raise refuse(errno.EINVAL, f"region {index} can't be read")
             data = device.region_read(index, offset, count)
-            ctypes.memmove(buffer, data, len(data))
+            ctypes.memmove(buffer, data, min(len(data), count))
             return len(data)
 
         return access
@@ -170,7 +173,7 @@ class LibrarySession(Session):
             self._device.reset()
 
     def _mask(self, start: int, count: int, mask: bool) -> None:
-        if self._masked_by_eventfd:
+        if self._by_eventfd:
             return  # the device has that; the library takes it for a mask of this moment
         action = IrqSetFlags.ACTION_MASK if mask else IrqSetFlags.ACTION_UNMASK
         request = IrqSet(action | IrqSetFlags.DATA_NONE, vfu.VFU_DEV_INTX_IRQ, start, count)
@@ -191,7 +194,8 @@ class LibrarySession(Session):
         try:
             self._library.vfu_irq_trigger(self._context, subindex)
         except OSError as error:
-            if error.errno != errno.ENOENT:  # the client has taken its eventfd back
+            # The client has taken its eventfd back, or has yet to read a full one.
+            if error.errno not in (errno.ENOENT, errno.EAGAIN):
                 log.error("%s: %s", self._device.name, error)
 
     def _log(self, level: int, text: bytes) -> None:
@@ -224,9 +228,8 @@ class LibrarySession(Session):
                 os.close(fd)
         if refusal:
             raise ProtocolError(f"libvfio-user refuses it: {refusal.strerror}")
-        connection.hurry(
-            True
-        )  # still: the library waits for the rest of a message, but not forever
+        # Still, or again: the library may wait for the rest of a message, but not forever.
+        connection.hurry(True)
         state = State(Capabilities(max_dma_maps=self._device.max_dma_maps))
         state.messages[Command.VERSION] = 1
         return state
@@ -262,12 +265,12 @@ class LibrarySession(Session):
             raise PeerGoneError(error.strerror) from None
         if len(head) < HEADER.size:
             raise PeerGoneError("it hung up" + (" in mid-message" if head else ""))
-        _id, command, size, _flags, _error = HEADER.unpack_from(head)
+        _id, command, size, flags, _error = HEADER.unpack_from(head)
         if command in state.messages:
             state.messages[command] += 1
         prepare = self._preparations.get(command)
-        if prepare is None or size < _LEAST:  # shorter ones are none, as the library says itself
-            self._run(command)
+        if not prepare or size < _LEAST or flags & TYPE_MASK != TYPE_COMMAND:
+            self._run(command)  # none of those, or none at all, as the library says itself
             return
         message = self._peek(head)
         try:
@@ -326,10 +329,10 @@ class LibrarySession(Session):
         that SET_IRQS can say is between the library and the client's eventfds, but for `_mask`.
         """
         request = IrqSet.unpack(message.payload)
-        self._masked_by_eventfd = bool(request.flags & IrqSetFlags.DATA_EVENTFD)
+        self._by_eventfd = bool(request.flags & IrqSetFlags.DATA_EVENTFD)
         signals = request.flags == _EVENTFDS
         off = request.flags == _OFF and not request.count
-        if request.index not in _IRQS or not (self._masked_by_eventfd or off):
+        if request.index not in _IRQS or not (self._by_eventfd or off):
             return _nothing
         if request.start + len(message.fds) > self._device.irq_info(request.index).count:
             return _nothing  # the library refuses it
@@ -353,14 +356,16 @@ class LibrarySession(Session):
                 self._library.vfu_destroy_ctx(self._context)
 
 
-def sparse_areas(region: RegionInfo) -> list[vfu.Iovec]:
-    """What of *region* may be mapped, by VFIO_REGION_INFO_CAP_SPARSE_MMAP; none means all of it."""
-    return [
-        vfu.Iovec(offset, size)
-        for capability in region.capabilities
-        if capability.id == _SPARSE_MMAP
-        for offset, size in _AREA.iter_unpack(capability.data[8:])  # after nr_areas, reserved
-    ]
+def mappable_areas(region: RegionInfo) -> list[tuple[int, int]]:
+    """What of *region* may be mapped: offset and size of each area, in bytes."""
+    if not region.flags & RegionFlags.MMAP:
+        return []
+    for capability in region.capabilities:
+        if capability.id == _SPARSE_MMAP:
+            (count,) = _NR_AREAS.unpack_from(capability.data)
+            areas = capability.data[_NR_AREAS.size :][: count * _AREA.size]
+            return list(_AREA.iter_unpack(areas))
+    return [(0, region.size)]
 
 
 def _receive(sock: socket.socket, size: int, flags: int = 0) -> tuple[bytes, list[int]]:
