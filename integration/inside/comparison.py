@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from .bridge import Bridge, command
 
 SLOT = 4  # in the guest: of the devices themselves, or of the root port that they are behind
 BUS = 1  # behind the root port
+LINK_TIME = 30.0  # seconds
 
 #: what a check saw, by what it looked at; only compared, and shown where it differs
 Seen = dict[str, object]
@@ -39,7 +41,7 @@ class Subject:
     behind_port: bool = False  # in the guest, as in the test machine
     #: 8 bytes of registers, by BAR and offset, that just keep what is written
     scratch: tuple[tuple[int, int], ...] = ()
-    #: 4 bytes of registers that change by themselves
+    #: 4 bytes of registers that change by themselves, or by the host's driver
     running: tuple[tuple[int, int], ...] = ()
 
     def __str__(self) -> str:
@@ -67,7 +69,13 @@ SUBJECTS = (
     Subject("xhci msi", (devices.XHCI_MSI,), scratch=((0, 0x70),)),
     Subject("e1000e", (devices.E1000E,), behind_port=True, scratch=((0, 0x5600), (2, 0))),
     Subject("igb", (devices.IGB,), behind_port=True, scratch=((0, 0x5600), (2, 0))),
-    Subject("igb vf", (devices.IGB_VF,), behind_port=True, scratch=((0, 0x2800),)),
+    Subject(
+        "igb vf",
+        (devices.IGB_VF,),
+        behind_port=True,
+        scratch=((0, 0x2800),),
+        running=((0, 0xC40),),  # V2PMAILBOX, where the card's driver leaves word
+    ),
 )
 
 
@@ -157,15 +165,19 @@ def assigned(subject: Subject) -> Iterator[None]:
 
 @contextlib.contextmanager
 def virtual_function() -> Iterator[None]:
-    """Have igb's driver make the first virtual function; its interrupts need the card to be up."""
+    """Have igb's driver make the first virtual function; the card is up, or that is dead."""
     card = Path("/sys/bus/pci/devices", devices.IGB)
     if (card / "driver").exists() and (card / "driver").readlink().name == "vfio-pci":
         _must("unbind", devices.IGB)
     subprocess.run(("modprobe", "igb"), check=True)
     (card / "sriov_drivers_autoprobe").write_text("0")
     (card / "sriov_numvfs").write_text("1")
-    (name,) = (card / "net").iterdir()
-    subprocess.run(("ip", "link", "set", name.name, "up"), check=True)
+    (interface,) = (card / "net").iterdir()
+    subprocess.run(("ip", "link", "set", interface.name, "up"), check=True)
+    deadline = time.monotonic() + LINK_TIME
+    while (interface / "carrier").read_text() != "1\n":
+        assert time.monotonic() < deadline, "igb's link doesn't come up"
+        time.sleep(0.05)
     try:
         yield
     finally:
