@@ -10,7 +10,9 @@ import ctypes
 import errno
 import logging
 import os
+import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from ctypes.util import find_library
 from pathlib import Path
@@ -21,6 +23,7 @@ from vfio_user_bridge import libvfio_user as vfu
 from vfio_user_bridge.errors import BridgeError
 
 from .engines import LIBRARY, need
+from .running_server import SERVE
 
 HEADER = os.environ.get("LIBVFIO_USER_HEADER", "libvfio-user.h")
 #: enums and structures may have another name here than in C
@@ -127,6 +130,28 @@ def test_what_is_not_it_is_told(what: str, tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(BridgeError, match="can't be used as libvfio-user") as error:
         vfu.load()
     assert "\n" not in str(error.value)
+
+
+def test_serve_says_it_too(tmp_path: Path) -> None:
+    served = subprocess.run(
+        [*SERVE, "--socket-path", str(tmp_path / "edu.sock"), "--engine", LIBRARY],
+        env={**os.environ, vfu.VARIABLE: str(tmp_path / "nothing")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (served.returncode, served.stdout) == (1, "")
+    assert re.fullmatch("vfio-user-bridge: .*can't be used as libvfio-user.*\\n", served.stderr)
+
+
+def test_who_does_not_ask_for_it_imports_nothing_of_it() -> None:
+    program = "import sys, vfio_user_bridge.serve as _; print(*sys.modules)"
+    modules = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert "vfio_user_bridge.session" in modules.stdout.split()
+    assert "vfio_user_bridge.libvfio_user" not in modules.stdout.split()
+    assert "vfio_user_bridge.library_session" not in modules.stdout.split()
 
 
 # ---- Errors, both ways ----------------------------------------------------------------------

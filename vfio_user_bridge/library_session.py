@@ -18,30 +18,28 @@ One thread does everything: the library isn't thread-safe.
 from __future__ import annotations
 
 import array
-import ctypes
 import errno
 import logging
 import os
 import select
 import socket
-import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from . import eventfd
-from . import libvfio_user as vfu
-from .device import Device, PciIrq, RegionFlags
-from .messages import DmaMap, IrqSet, IrqSetFlags, RegionInfo
+from .device import Device, PciIrq
+from .library_context import IRQS, Context
+from .messages import DmaMap, IrqSet, IrqSetFlags
 from .protocol import (
+    DEFAULT_DATA_XFER_SIZE,
     HEADER,
+    PAYLOAD_OVERHEAD,
     TYPE_COMMAND,
     TYPE_MASK,
     Capabilities,
     Command,
     ProtocolError,
-    refuse,
 )
 from .relay import Relay
 from .requests import Requests, State
@@ -50,17 +48,12 @@ from .transport import Connection, Message, PeerGoneError
 
 log = logging.getLogger(__name__)
 
-#: VFIO_REGION_INFO_CAP_SPARSE_MMAP, the only capability that the library knows
-_SPARSE_MMAP = 1
-_NR_AREAS = struct.Struct("=I4x")  # then one for each area: offset, size
-_AREA = struct.Struct("=QQ")
-#: the types that vfu_irq_trigger serves; it has no way to signal the others
-_IRQS = (PciIrq.INTX, PciIrq.MSI, PciIrq.MSIX)
-
 #: the longest message that must be known whole: SET_IRQS and DMA_MAP; bytes of it
 _PEEK = HEADER.size + DmaMap.FORMAT.size
 #: the shortest of them
 _LEAST = HEADER.size + IrqSet.FORMAT.size
+#: more than this may not be in the socket at once, and the library reads but once; bytes
+_LARGE = 1 << 16
 _CONTROL = socket.CMSG_SPACE(MAX_MSG_FDS * array.array("i").itemsize)
 _EVENTFDS = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
 _OFF = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER
@@ -72,9 +65,7 @@ class LibrarySession(Session):
     def __init__(self, connection: Connection, device: Device, peer: str) -> None:
         super().__init__(connection, device, peer)
         self._requests: Requests  # once there is a state
-        self._library: Any = vfu.load()
-        self._context: int | None = None
-        self._callbacks: list[Any] = []  # kept for C
+        self._context: Context | None = None
         self._relay = Relay(self._trigger)
         self._by_eventfd = False  # what the latest SET_IRQS says is said by eventfds
         self._command = 0  # of the message that the library has
@@ -83,125 +74,38 @@ class LibrarySession(Session):
             Command.DMA_MAP: self._prepare_map,
             Command.DEVICE_SET_IRQS: self._prepare_irqs,
         }
-        self._regions = [device.region_info(index) for index in range(device.info.num_regions)]
 
-    # ---- What the library is told of the device ---------------------------------------------
+    # ---- What is heard from the library -----------------------------------------------------
 
-    def _create(self, path: Path) -> None:
-        library, device = self._library, self._device
-        self._context = context = library.vfu_create_ctx(
-            vfu.VFU_TRANS_SOCK,
-            os.fsencode(path),
-            vfu.LIBVFIO_USER_FLAG_ATTACH_NB,
-            None,
-            vfu.VFU_DEV_TYPE_PCI,
-        )
-        level = vfu.LOG_DEBUG if log.isEnabledFor(logging.DEBUG) else vfu.LOG_INFO
-        library.vfu_setup_log(context, self._callback("vfu_log_fn_t", self._log), level)
-        for region in self._regions[: vfu.VFU_PCI_DEV_NUM_REGIONS]:
-            if region.index == vfu.VFU_PCI_DEV_CFG_REGION_IDX:
-                express = region.size > 256
-                kind = vfu.VFU_PCI_TYPE_EXPRESS if express else vfu.VFU_PCI_TYPE_CONVENTIONAL
-                library.vfu_pci_init(context, kind, 0, 0)
-            if region.size:
-                self._set_up_region(region)
-        for index in range(vfu.VFU_DEV_NUM_IRQS):
-            known = index in _IRQS and index < device.info.num_irqs
-            count = device.irq_info(index).count if known else 0
-            library.vfu_setup_device_nr_irqs(context, index, count)
-        library.vfu_setup_irq_state_callback(
-            context,
-            vfu.VFU_DEV_INTX_IRQ,
-            self._callback("vfu_dev_irq_state_cb_t", self._mask),
-        )
-        library.vfu_setup_device_dma(
-            context,
-            device.max_dma_maps,
-            self._callback("vfu_dma_register_cb_t", self._registered),
-            self._callback("vfu_dma_unregister_cb_t", self._unregister),
-        )
-        library.vfu_setup_device_reset_cb(context, self._callback("vfu_reset_cb_t", self._reset))
-        library.vfu_realize_ctx(context)
+    def written(self) -> None:
+        self._relay.pass_on()  # what a write raises is there before its reply is
 
-    def _set_up_region(self, region: RegionInfo) -> None:
-        # No FLAG_MEM: it is for BARs in config space, all of which ALWAYS_CB leaves to the device.
-        flags = region.flags & (vfu.VFU_REGION_FLAG_READ | vfu.VFU_REGION_FLAG_WRITE)
-        if region.index == vfu.VFU_PCI_DEV_CFG_REGION_IDX:
-            flags |= vfu.VFU_REGION_FLAG_ALWAYS_CB
-        areas = [vfu.Iovec(*area) for area in mappable_areas(region)]
-        self._library.vfu_setup_region(
-            self._context,
-            region.index,
-            region.size,
-            self._callback("vfu_region_access_cb_t", self._access_to(region)),
-            flags,
-            (vfu.Iovec * len(areas))(*areas) if areas else None,
-            len(areas),
-            self._device.region_fd(region.index) if areas else -1,
-            region.offset,
-        )
-
-    def _callback(self, name: str, act: Any) -> Any:
-        made = vfu.callback(name, act)
-        self._callbacks.append(made)
-        return made
-
-    # ---- What the library asks of the device ------------------------------------------------
-
-    def _access_to(self, region: RegionInfo) -> Any:
-        index, device = region.index, self._device
-        readable, writable = region.flags & RegionFlags.READ, region.flags & RegionFlags.WRITE
-
-        def access(buffer: int, count: int, offset: int, is_write: bool) -> int:
-            if is_write:
-                if not writable:
-                    raise refuse(errno.EINVAL, f"region {index} can't be written")
-                device.region_write(index, offset, ctypes.string_at(buffer, count))
-                self._relay.pass_on()  # what a write raises is there before its reply is
-                return count
-            if not readable:
-                raise refuse(errno.EINVAL, f"region {index} can't be read")
-            data = device.region_read(index, offset, count)
-            ctypes.memmove(buffer, data, min(len(data), count))
-            return len(data)
-
-        return access
-
-    def _reset(self, reason: int) -> None:
-        # When the connection is lost, `_clean_up` comes: the device before its memory.
-        if reason != vfu.VFU_RESET_LOST_CONN:
-            self._device.reset()
-
-    def _mask(self, start: int, count: int, mask: bool) -> None:
+    def masked(self, start: int, count: int, mask: bool) -> None:
         if self._by_eventfd:
             return  # the device has that; the library takes it for a mask of this moment
         action = IrqSetFlags.ACTION_MASK if mask else IrqSetFlags.ACTION_UNMASK
-        request = IrqSet(action | IrqSetFlags.DATA_NONE, vfu.VFU_DEV_INTX_IRQ, start, count)
+        request = IrqSet(action | IrqSetFlags.DATA_NONE, PciIrq.INTX, start, count)
         self._device.set_irqs(request, ())
         self._relay.pass_on()
 
-    def _registered(self, _info: Any) -> None:
+    def mapped(self) -> None:
         self._accepted = True
 
-    def _unregister(self, info: Any) -> None:
+    def unmapped(self, iova: int) -> None:
         # At the end of a connection all go; then it is `_clean_up` that takes them from the device.
         if self._command == Command.DMA_UNMAP and self.state:
-            for entry in self.state.maps.overlapping(info[0].iova.iov_base or 0, 1):
+            for entry in self.state.maps.overlapping(iova, 1):
                 self._device.dma_unmap(entry)
                 self.state.maps.remove(entry)
 
     def _trigger(self, subindex: int) -> None:
+        assert self._context
         try:
-            self._library.vfu_irq_trigger(self._context, subindex)
+            self._context.trigger(subindex)
         except OSError as error:
             # The client has taken its eventfd back, or has yet to read a full one.
             if error.errno not in (errno.ENOENT, errno.EAGAIN):
                 log.error("%s: %s", self._device.name, error)
-
-    def _log(self, level: int, text: bytes) -> None:
-        # What the library calls errors are the client's, as are those that `Session` logs.
-        python = logging.DEBUG if level >= vfu.LOG_DEBUG else logging.INFO
-        log.log(python, "%s: libvfio-user: %s", self._device.name, text.decode(errors="replace"))
 
     # ---- The conversation -------------------------------------------------------------------
 
@@ -212,11 +116,11 @@ class LibrarySession(Session):
         version.close_fds()
         with tempfile.TemporaryDirectory(prefix="vfio-user-bridge-") as folder:
             path = Path(folder) / "library"
-            self._create(path)
+            self._context = Context(self._device, path, self)
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stand_in:
                 stand_in.connect(str(path))
                 stand_in.sendall(_bytes(version))
-                refusal = self._attach()
+                refusal = self._attach(self._context)
                 try:
                     reply, fds = _receive(stand_in, 1 << 16)
                 except ConnectionResetError:
@@ -230,18 +134,18 @@ class LibrarySession(Session):
             raise ProtocolError(f"libvfio-user refuses it: {refusal.strerror}")
         # Still, or again: the library may wait for the rest of a message, but not forever.
         connection.hurry(True)
+        connection.max_size = HEADER.size + PAYLOAD_OVERHEAD + DEFAULT_DATA_XFER_SIZE
         state = State(Capabilities(max_dma_maps=self._device.max_dma_maps))
         state.messages[Command.VERSION] = 1
         return state
 
-    def _attach(self) -> OSError | None:
+    def _attach(self, context: Context) -> OSError | None:
         """Let the library accept the stand-in, and replace that by the client if it does."""
         try:
-            self._library.vfu_attach_ctx(self._context)
+            context.attach()
         except OSError as error:
             return error
-        theirs = self._library.vfu_get_poll_fd(self._context)
-        os.dup2(self._connection.socket.fileno(), theirs, inheritable=False)
+        os.dup2(self._connection.socket.fileno(), context.fileno(), inheritable=False)
         return None
 
     def _serve(self, state: State) -> None:
@@ -268,6 +172,9 @@ class LibrarySession(Session):
         _id, command, size, flags, _error = HEADER.unpack_from(head)
         if command in state.messages:
             state.messages[command] += 1
+        if command == Command.REGION_WRITE and size > _LARGE:
+            self._answer_ourselves(state)
+            return
         prepare = self._preparations.get(command)
         if not prepare or size < _LEAST or flags & TYPE_MASK != TYPE_COMMAND:
             self._run(command)  # none of those, or none at all, as the library says itself
@@ -276,13 +183,23 @@ class LibrarySession(Session):
         try:
             undo = prepare(state, message)
         except OSError as error:
-            refused = self._connection.receive()  # it is in the library's way no more
-            refused.close_fds()
-            state.refused += 1
-            self._send_error(refused, error)
+            self._answer_ourselves(state, error)
         else:
             self._run(command)
             undo()
+        finally:
+            message.close_fds()
+
+    def _answer_ourselves(self, state: State, refusal: OSError | None = None) -> None:
+        """Take the message away from the library, and do what it says unless there is a refusal."""
+        message = self._connection.receive()
+        try:
+            if refusal:
+                raise refusal
+            self._send(message, self._requests.handlers[message.command](message))
+        except OSError as error:
+            state.refused += 1
+            self._send_error(message, error)
         finally:
             message.close_fds()
 
@@ -298,9 +215,10 @@ class LibrarySession(Session):
 
     def _run(self, command: int) -> None:
         """Have the library read one message and answer it."""
+        assert self._context
         self._command = command
         try:
-            self._library.vfu_run_ctx(self._context)
+            self._context.run()
         except OSError as error:
             gone = error.errno == errno.ENOTCONN
             raise PeerGoneError("it hung up" if gone else error.strerror) from None
@@ -326,13 +244,13 @@ class LibrarySession(Session):
         """Give the device our eventfds in place of the client's, before the client hears of it.
 
         Those that mask and unmask go to the device as they are: the library forgets them. All else
-        that SET_IRQS can say is between the library and the client's eventfds, but for `_mask`.
+        that SET_IRQS can say is between the library and the client's eventfds, but for `masked`.
         """
         request = IrqSet.unpack(message.payload)
         self._by_eventfd = bool(request.flags & IrqSetFlags.DATA_EVENTFD)
         signals = request.flags == _EVENTFDS
         off = request.flags == _OFF and not request.count
-        if request.index not in _IRQS or not (self._by_eventfd or off):
+        if request.index not in IRQS or not (self._by_eventfd or off):
             return _nothing
         if request.start + len(message.fds) > self._device.irq_info(request.index).count:
             return _nothing  # the library refuses it
@@ -353,19 +271,7 @@ class LibrarySession(Session):
         finally:
             self._relay.close()
             if self._context:
-                self._library.vfu_destroy_ctx(self._context)
-
-
-def mappable_areas(region: RegionInfo) -> list[tuple[int, int]]:
-    """What of *region* may be mapped: offset and size of each area, in bytes."""
-    if not region.flags & RegionFlags.MMAP:
-        return []
-    for capability in region.capabilities:
-        if capability.id == _SPARSE_MMAP:
-            (count,) = _NR_AREAS.unpack_from(capability.data)
-            areas = capability.data[_NR_AREAS.size :][: count * _AREA.size]
-            return list(_AREA.iter_unpack(areas))
-    return [(0, region.size)]
+                self._context.destroy()
 
 
 def _receive(sock: socket.socket, size: int, flags: int = 0) -> tuple[bytes, list[int]]:
