@@ -17,7 +17,6 @@ One thread does everything: the library isn't thread-safe.
 
 from __future__ import annotations
 
-import array
 import errno
 import logging
 import os
@@ -43,8 +42,8 @@ from .protocol import (
 )
 from .relay import Relay
 from .requests import Requests, State
-from .session import MAX_MSG_FDS, Session
-from .transport import Connection, Message, PeerGoneError
+from .session import Session
+from .transport import Connection, Message, PeerGoneError, receive_waiting
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,6 @@ _PEEK = HEADER.size + DmaMap.FORMAT.size
 _LEAST = HEADER.size + IrqSet.FORMAT.size
 #: more than this may not be in the socket at once, and the library reads but once; bytes
 _LARGE = 1 << 16
-_CONTROL = socket.CMSG_SPACE(MAX_MSG_FDS * array.array("i").itemsize)
 _EVENTFDS = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
 _OFF = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER
 
@@ -122,7 +120,7 @@ class LibrarySession(Session):
                 stand_in.sendall(_bytes(version))
                 refusal = self._attach(self._context)
                 try:
-                    reply, fds = _receive(stand_in, 1 << 16)
+                    reply, fds = receive_waiting(stand_in, 1 << 16)
                 except ConnectionResetError:
                     reply, fds = b"", []  # it was refused without a word
         try:
@@ -205,7 +203,7 @@ class LibrarySession(Session):
 
     def _peek(self, head: bytes) -> Message:
         """The message that waits and duplicates of its files, which are the caller's to close."""
-        data, fds = _receive(self._connection.socket, _PEEK, socket.MSG_PEEK)
+        data, fds = receive_waiting(self._connection.socket, _PEEK, socket.MSG_PEEK)
         id_, command, size, flags, _error = HEADER.unpack_from(head)
         message = Message(id_, command, flags, memoryview(data)[HEADER.size : size], fds)
         if len(data) < min(size, _PEEK):
@@ -272,19 +270,6 @@ class LibrarySession(Session):
             self._relay.close()
             if self._context:
                 self._context.destroy()
-
-
-def _receive(sock: socket.socket, size: int, flags: int = 0) -> tuple[bytes, list[int]]:
-    """What waits in *sock*, up to *size* bytes, and the files that came with it."""
-    # Not socket.recv_fds(), which forgets the flags it is given.
-    data, control, _, _ = sock.recvmsg(
-        size, _CONTROL, flags | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-    )
-    fds = array.array("i")
-    for level, kind, content in control:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(content[: len(content) // fds.itemsize * fds.itemsize])
-    return data, list(fds)
 
 
 def _bytes(message: Message) -> bytes:

@@ -30,6 +30,8 @@ from .protocol import HEADER, ProtocolError
 
 _FIRST_READ = 36
 _FD_SIZE = array.array("i").itemsize
+#: room for as many descriptors as the kernel lets anyone send at once (SCM_MAX_FD)
+_ALL_FDS = socket.CMSG_SPACE(253 * _FD_SIZE)
 _TIMEVAL = struct.Struct("@ll")
 _NO_TIMEOUT = _TIMEVAL.pack(0, 0)
 
@@ -217,3 +219,21 @@ class Connection:
         while self._fds:
             os.close(self._fds.pop())
         self.socket.close()
+
+
+def receive_waiting(sock: socket.socket, size: int, flags: int = 0) -> tuple[bytes, list[int]]:
+    """What waits in *sock*, up to *size* bytes, and the files that came with it; no whole message.
+
+    With MSG_PEEK in *flags* it stays there, and the descriptors are duplicates. (socket.recv_fds()
+    forgets the flags it is given.)
+
+    :raise BlockingIOError: nothing does
+    """
+    data, control, _, _ = sock.recvmsg(
+        size, _ALL_FDS, flags | socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+    )
+    fds = array.array("i")
+    for level, kind, content in control:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(content[: len(content) // _FD_SIZE * _FD_SIZE])
+    return data, list(fds)
