@@ -78,6 +78,7 @@ class HostDevice(Device):
         self._offsets = [region.offset for region in self._regions]
         self._irqs = [self._irq(index) for index in range(info.num_irqs)]
         self._interrupts = Interrupts(self._irqs)
+        self._only_by_power = pci.find(self.name).reset_methods[:1] == ("pm",)
 
     def _region(self, index: int) -> RegionInfo:
         try:
@@ -141,10 +142,19 @@ class HostDevice(Device):
             self._mapped.remove(request.address)
 
     def reset(self) -> None:
-        if self._info.flags & DeviceFlags.RESET:
-            vfio.device_reset(self._fd)
-        else:
-            self._iommu.hot_reset.perform(self.name, self._fd)
+        """By its own reset, or the bus's. As QEMU does it (vfio_pci_reset), the bus's comes before
+        a change of power state, in which a device may keep what it likes.
+        """
+        own = bool(self._info.flags & DeviceFlags.RESET)
+        if not own or self._only_by_power:
+            try:
+                self._iommu.hot_reset.perform(self.name, self._fd)
+            except OSError:
+                if not own:
+                    raise
+            else:
+                return
+        vfio.device_reset(self._fd)
 
     def at_rest(self) -> bool:
         """Whether bus mastering is off: no DMA, no message-signalled interrupts."""
@@ -178,7 +188,12 @@ class HostDevice(Device):
         if not reset:
             return
         if self.info.flags & DeviceFlags.RESET:
-            self._try("reset", self.reset)
+            try:
+                self.reset()
+            except OSError as error:
+                # EBUSY: the last function at work there will have the bus reset.
+                level = logging.INFO if error.errno == errno.EBUSY else logging.ERROR
+                log.log(level, "%s: reset: %s", self.name, error)
         with self._iommu.hot_reset.lock:
             # The last close puts config space and power state back (vfio_pci_core_disable), so the
             # next client finds what it would find after QEMU has had the device and ended.
