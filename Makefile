@@ -40,6 +40,8 @@ host: venv ## a real QEMU drives our models
 	$(BIN)/pytest integration/host
 
 machine: venv ## real kernel VFIO, in the test machine
+	$(BIN)/python -m integration.machine --no-remapping -- \
+		python3 -B -m pytest -p no:cacheprovider --color=$(COLOUR) integration/unremapped
 	$(BIN)/python -m integration.machine --timeout 3600 -- \
 		python3 -B -m pytest -p no:cacheprovider --color=$(COLOUR) integration/inside
 

@@ -64,12 +64,12 @@ def standard(disks: Path) -> list[str]:
         "edu,bus=port4,addr=0.0,multifunction=on",
         "edu,bus=port4,addr=0.1",
         "pcie-root-port,id=port5,chassis=5,addr=1d.0",
-        "e1000,bus=port5,addr=0.0,multifunction=on",
-        "e1000,bus=port5,addr=0.1",
+        "e1000,netdev=pair0,bus=port5,addr=0.0,multifunction=on",
+        "e1000,netdev=pair1,bus=port5,addr=0.1",
     ]
     arguments = ["-netdev", "user,id=user,restrict=on"]
     arguments += ["-netdev", "hubport,hubid=0,id=uplink,netdev=user"]
-    for card in ("e1000", "rtl8139", "e1000e", "igb"):
+    for card in ("e1000", "rtl8139", "e1000e", "igb", "pair0", "pair1"):
         arguments += ["-netdev", f"hubport,hubid=0,id={card}"]
     for name in ("nvme", "nvme-port", "virtio-blk", "usb"):
         image = disks / name

@@ -74,6 +74,7 @@ def run(
     devices: Sequence[str] = (),
     timeout: float = TIMEOUT,
     interactive: bool = False,
+    remapping: bool = True,
 ) -> int:
     """Run `command` in the machine, from the checkout's root as root; return its exit status.
 
@@ -83,6 +84,7 @@ def run(
     :param devices: arguments for the machine's QEMU.
     :param timeout: seconds until the machine is stopped, boot included.
     :param interactive: hand over the terminal instead, without log or timeout.
+    :param remapping: whether the IOMMU remaps interrupts; without, a device has one MSI vector.
     :raise MachineError: it hung, or ended before the command did.
     :raise StepError: the machine can't be built.
     """
@@ -96,7 +98,7 @@ def run(
     with tempfile.TemporaryDirectory() as scratch:
         initramfs = Path(scratch, "initramfs")
         initramfs.write_bytes(guest.initramfs(ROOT_SCRIPT, MODULES, tree=tree.path()))
-        arguments = [*qemu.find(), *_arguments(initramfs, results), *devices]
+        arguments = [*qemu.find(), *_arguments(initramfs, results, remapping), *devices]
         if interactive:
             subprocess.run([*arguments, "-serial", "mon:stdio"], check=False)
         else:
@@ -106,12 +108,16 @@ def run(
     return int(status.read_text())
 
 
-def _arguments(initramfs: Path, results: Path) -> list[str]:
+def _arguments(initramfs: Path, results: Path, remapping: bool) -> list[str]:
+    kernel = "intel_iommu=on"
+    if not remapping:
+        kernel += " vfio_iommu_type1.allow_unsafe_interrupts=1"
+    iommu = f"intel-iommu,intremap={'on' if remapping else 'off'},aw-bits=48"
     drive = f"if=none,id=root,format=raw,snapshot=on,file={image()}"
     return [
-        *guest.boot_arguments(initramfs, "intel_iommu=on", tree=tree.path()),
+        *guest.boot_arguments(initramfs, kernel, tree=tree.path()),
         *("-machine", "q35", "-smp", "2", "-m", str(MEMORY_MIB)),
-        *("-device", "intel-iommu,intremap=on,aw-bits=48"),
+        *("-device", iommu),
         *("-drive", drive, "-device", "virtio-blk-pci,drive=root,addr=2.0"),
         *_share("checkout", f"{CHECKOUT},readonly=on", "3.0"),
         *_share("results", str(results.resolve()), "4.0"),
@@ -187,6 +193,9 @@ def main() -> int:
     parser.add_argument(
         "--device", action="append", default=[], help="a further device, as QEMU's -device"
     )
+    parser.add_argument(
+        "--no-remapping", action="store_true", help="an IOMMU that doesn't remap interrupts"
+    )
     parser.add_argument("--results", type=Path, help="the folder to be /results")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="in seconds (%(default)s)")
     parser.add_argument("command", nargs="*")
@@ -204,6 +213,7 @@ def main() -> int:
                 devices=[*standard(Path(scratch)), *extra],
                 timeout=options.timeout,
                 interactive=options.shell,
+                remapping=not options.no_remapping,
             )
         except (MachineError, StepError) as error:
             print(error, file=sys.stderr)
