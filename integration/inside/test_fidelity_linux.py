@@ -191,7 +191,8 @@ def test_one_byte_is_a_difference(guests: dict[str, Guest]) -> None:
     (last,) = lines(seen, "^ff0: ")
     changed = seen.replace(last, last[:-1] + "1")
     compare("lspci", seen, seen)
-    with pytest.raises(AssertionError, match=rf"-{last}\n\+{last[:-1]}1"):
+    # pytest indents what an assertion says.
+    with pytest.raises(AssertionError, match=rf"-{last}\n\s*\+{last[:-1]}1"):
         compare("lspci", seen, changed)
 
 
