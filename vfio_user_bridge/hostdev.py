@@ -54,6 +54,7 @@ class HostDevice(Device):
         self._mapped: set[int] = set()  # the IOVAs of maps that the container has from us
         self._migration = Migration()
         self._interrupts = Interrupts(())
+        self._only_by_power = device.reset_methods[:1] == ("pm",)
         self._wanted_back = False
         self._warned_of_reset = False
         self._fd = -1
@@ -78,7 +79,6 @@ class HostDevice(Device):
         self._offsets = [region.offset for region in self._regions]
         self._irqs = [self._irq(index) for index in range(info.num_irqs)]
         self._interrupts = Interrupts(self._irqs)
-        self._only_by_power = pci.find(self.name).reset_methods[:1] == ("pm",)
 
     def _region(self, index: int) -> RegionInfo:
         try:

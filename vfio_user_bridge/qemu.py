@@ -25,10 +25,6 @@ def arguments(sockets: Iterable[Path], memory: str = DEFAULT_MEMORY) -> list[str
         raise UsageError(f"{memory!r} is not a memory size: write it as 4G or 512M")
     # -m takes a bare number as MiB, an object's size as bytes.
     size = memory if memory[-1].isalpha() else f"{memory}M"
-    devices = (
-        {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(path.absolute())}}
-        for path in sockets
-    )
     return [
         "-object",
         f"memory-backend-memfd,id=mem,size={size},share=on",
@@ -36,9 +32,14 @@ def arguments(sockets: Iterable[Path], memory: str = DEFAULT_MEMORY) -> list[str
         "q35,memory-backend=mem",
         "-m",
         size,
-        *(word for device in devices for word in ("-device", _compact(device))),
+        *(word for path in sockets for word in ("-device", _compact(device(path)))),
     ]
 
 
-def _compact(device: object) -> str:
-    return json.dumps(device, separators=(",", ":"), ensure_ascii=False)
+def device(socket: Path) -> dict[str, object]:
+    """The properties of ``-device`` for what is behind *socket*; a place on a bus may be added."""
+    return {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(socket.absolute())}}
+
+
+def _compact(properties: object) -> str:
+    return json.dumps(properties, separators=(",", ":"), ensure_ascii=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vfio_user_bridge import libvfio_user
+from vfio_user_bridge import libvfio_user, qemu
 from vfio_user_bridge.errors import BridgeError
 
 if TYPE_CHECKING:
@@ -46,5 +46,4 @@ def edu_socket(
 @pytest.fixture(scope="session")
 def vfio_user_edu(edu_socket: Path) -> str:
     """What `-device` needs to be that model, in slot 4."""
-    socket = {"type": "unix", "path": str(edu_socket)}
-    return json.dumps({"driver": "vfio-user-pci", "addr": "4.0", "socket": socket})
+    return json.dumps({**qemu.device(edu_socket), "addr": "4.0"})

@@ -20,6 +20,7 @@ from typing import Self
 from integration import devices
 from integration.pci import PciDevice, PciHost
 from integration.qtest import Qtest
+from vfio_user_bridge import qemu
 
 from .bridge import Bridge, command
 
@@ -130,12 +131,9 @@ def _arguments(subject: Subject, bridge: Bridge | None) -> list[str]:
     if len(subject.functions) > 1:
         place["multifunction"] = True
     for number, bdf in enumerate(subject.functions):
-        device: dict[str, object]
+        device: dict[str, object] = {"driver": "vfio-pci", "host": bdf}
         if bridge:
-            socket = {"type": "unix", "path": str(bridge.socket(bdf))}
-            device = {"driver": "vfio-user-pci", "socket": socket}
-        else:
-            device = {"driver": "vfio-pci", "host": bdf}
+            device = qemu.device(bridge.socket(bdf))
         device |= {**place, "addr": f"{slot:x}.{number}"}
         arguments += ["-device", json.dumps(device)]
     return arguments

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from integration import devices
+from vfio_user_bridge import qemu
 
 from . import linux_script
 from .bridge import Bridge, bind, command, lines
@@ -114,17 +115,10 @@ def boot(how: str, content: bytes, results: Path) -> Guest:
         seen = run({bdf: {"driver": "vfio-pci", "host": bdf} for bdf in DEVICES})
         return Guest(seen, kernel_log().removeprefix(before))
     with Bridge(*DEVICES) as bridge:
-        seen = run({bdf: _behind(bridge, bdf) for bdf in DEVICES})
+        seen = run({bdf: qemu.device(bridge.socket(bdf)) for bdf in DEVICES})
         assert bridge.stop() == 0
         (results / "bridge").write_text(bridge.log())
         return Guest(seen, kernel_log().removeprefix(before), bridge.log())
-
-
-def _behind(bridge: Bridge, bdf: str) -> dict[str, object]:
-    return {
-        "driver": "vfio-user-pci",
-        "socket": {"type": "unix", "path": str(bridge.socket(bdf))},
-    }
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 
 from integration import devices
 from integration.edu_script import CHAPTERS, Chapter, scrub, see
+from vfio_user_bridge import qemu
 
 from .bridge import Bridge, bind
 
@@ -21,6 +22,5 @@ def test_edu_through_the_bridge_is_edu(chapter: Chapter) -> None:
     expected = see(chapter, direct)
     see(scrub, direct)
     with Bridge(devices.EDU_ALONE) as serving:
-        socket = {"type": "unix", "path": str(serving.socket(devices.EDU_ALONE))}
-        bridged = json.dumps({"driver": "vfio-user-pci", "addr": "4.0", "socket": socket})
+        bridged = json.dumps({**qemu.device(serving.socket(devices.EDU_ALONE)), "addr": "4.0"})
         assert see(chapter, bridged) == expected
