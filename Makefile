@@ -12,7 +12,7 @@ tool = command -v $(1) >/dev/null || \
 	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $(2); }
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint unit host machine fidelity demo shell clean
+.PHONY: help venv test lint unit host machine system fidelity demo shell clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -25,7 +25,7 @@ venv: .venv/installed ## the command, as .venv/bin/vfio-user-bridge
 	$(BIN)/pip install --quiet --editable '.[test,lint]'
 	touch $@
 
-test: lint unit host machine ## everything that this project promises, cheapest first
+test: lint unit host machine system ## everything that this project promises, cheapest first
 
 lint: venv ## style and types
 	$(BIN)/ruff check
@@ -44,6 +44,10 @@ machine: venv ## real kernel VFIO, in the test machine
 		python3 -B -m pytest -p no:cacheprovider --color=$(COLOUR) integration/unremapped
 	$(BIN)/python -m integration.machine --timeout 3600 -- \
 		python3 -B -m pytest -p no:cacheprovider --color=$(COLOUR) integration/inside
+
+system: venv ## the bridge as it is installed and run: systemd, libvirt, podman
+	$(BIN)/python -m integration.machine --systemd --timeout 1800 -- \
+		python3 -B -m pytest -p no:cacheprovider --color=$(COLOUR) integration/system
 
 fidelity: venv ## what the guest can tell: the table, direct against bridged; part of machine
 	$(BIN)/python -m integration.machine --timeout 3600 -- \

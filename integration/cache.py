@@ -3,18 +3,19 @@
 
 An artefact is a file or folder named NAME-FINGERPRINT. The fingerprint is that of its recipe, so
 a changed recipe builds anew. It is built under a temporary name and renamed into place; whatever
-carries the final name is whole.
+carries the final name is whole. One that a week has not used goes when its successor is built.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import re
 import shutil
 import sys
-from contextlib import contextmanager
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ from integration.progress import LoggedStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+KEPT = 7 * 24 * 3600.0  # seconds: branches with different recipes are built once, not in turns
 
 
 def root() -> Path:
@@ -44,20 +48,31 @@ def artefact(
     """
     fingerprint = hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]
     path = root() / f"{name}-{fingerprint}"
-    if path.exists():
+    if _used(path):
         return path
     with _locked(root() / f"{name}.lock", what):
-        if path.exists():  # whoever held the lock built it
+        if _used(path):  # whoever held the lock built it
             return path
-        for leftover in root().iterdir():
-            if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{12}}(\.part)?", leftover.name):
-                _remove(leftover)
+        for other in root().iterdir():
+            if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{12}}(\.part)?", other.name):
+                idle = time.time() - other.stat().st_mtime
+                if other.suffix == ".part" or idle > KEPT:
+                    _remove(other)
         log = root() / f"{name}.log"
         part = path.with_name(f"{path.name}.part")
         with LoggedStep(what, log) as step:
             build(part, step)
         part.rename(path)
+        _used(path)
     return path
+
+
+def _used(path: Path) -> bool:
+    """Note the time at which the artefact was used, as its mtime; return whether it is there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.utime(path)
+        return True
+    return False
 
 
 def _remove(path: Path) -> None:
@@ -67,7 +82,7 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _locked(path: Path, what: str) -> Iterator[None]:
     with path.open("w") as lock:
         try:

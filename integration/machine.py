@@ -3,10 +3,11 @@
 
 It boots the tree, by TCG so that it runs anywhere, with emulated devices to assign. The checkout
 is its /checkout, read-only; a folder of the host is its /results; all else that it writes is
-thrown away.
+thrown away. Its process 1 is a script, or systemd with all that it starts on a Debian host, and
+the product installed from its wheel.
 
-    python -m integration.machine [--device DEVICE]... -- COMMAND [ARGUMENT]...
-    python -m integration.machine --shell
+    python -m integration.machine [--systemd] [--device DEVICE]... -- COMMAND [ARGUMENT]...
+    python -m integration.machine [--systemd] --shell
 """
 
 from __future__ import annotations
@@ -22,30 +23,36 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from integration import cache, guest, library, qemu, tree
+from integration import cache, guest, library, qemu, tree, wheel
 from integration.devices import standard
-from integration.progress import StepError, tail
+from integration.progress import LoggedStep, StepError, tail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from integration.progress import LoggedStep
-
 CHECKOUT = Path(__file__).resolve().parent.parent
-DISK_SIZE = "2G"
+DISK_SIZE = "4G"
 MKE2FS_OPTIONS = ("-O", "^has_journal", "-E", "lazy_itable_init=1")
 MEMORY_MIB = 4096
 TIMEOUT = 900.0
 
 MODULES = ("virtio_blk", "crc32c_generic", "ext4", "9p", "9pnet_virtio")
 SHARE_OPTIONS = "trans=virtio,version=9p2000.L,msize=262144"
+SCRIPT = "/checkout/integration/machine-init"
+SYSTEMD = "/usr/lib/systemd/systemd"
+#: the system that systemd brings up, on the kernel's command line
+SYSTEMD_ARGUMENTS = (
+    " systemd.unit=machine.service systemd.mask=serial-getty@ttyS0.service"
+    " modules_load=vfio-pci,vfio_iommu_type1 systemd.hostname=machine"
+)
 ROOT_SCRIPT = f"""
 mount -t ext4 /dev/vda /mnt
 mkdir -p /mnt/checkout /mnt/results
 mount -t 9p -o ro,cache=loose,{SHARE_OPTIONS} checkout /mnt/checkout
 mount -t 9p -o {SHARE_OPTIONS} results /mnt/results
+cp /mnt/checkout/integration/machine.service /mnt/etc/systemd/system
 umount /sys /proc /dev
-exec switch_root /mnt /checkout/integration/machine-init
+exec switch_root /mnt $init
 """
 
 
@@ -75,6 +82,7 @@ def run(
     timeout: float = TIMEOUT,
     interactive: bool = False,
     remapping: bool = True,
+    systemd: bool = False,
 ) -> int:
     """Run `command` in the machine, from the checkout's root as root; return its exit status.
 
@@ -85,6 +93,7 @@ def run(
     :param timeout: seconds until the machine is stopped, boot included.
     :param interactive: hand over the terminal instead, without log or timeout.
     :param remapping: whether the IOMMU remaps interrupts; without, a device has one MSI vector.
+    :param systemd: have systemd as process 1.
     :raise MachineError: it hung, or ended before the command did.
     :raise StepError: the machine can't be built.
     """
@@ -95,10 +104,14 @@ def run(
     exports = {"TERM": term, **library.carry(results / "library", Path("/results/library"))}
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in exports.items()]
     (results / "command").write_text("".join(lines) + shlex.join(command) + "\n")
+    if systemd:
+        with LoggedStep("building the wheel", results / "wheel.log") as step:
+            wheel.build(results, step)
     with tempfile.TemporaryDirectory() as scratch:
         initramfs = Path(scratch, "initramfs")
-        initramfs.write_bytes(guest.initramfs(ROOT_SCRIPT, MODULES, tree=tree.path()))
-        arguments = [*qemu.find(), *_arguments(initramfs, results, remapping), *devices]
+        script = f"init={SYSTEMD if systemd else SCRIPT}\n{ROOT_SCRIPT}"
+        initramfs.write_bytes(guest.initramfs(script, MODULES, tree=tree.path()))
+        arguments = [*qemu.find(), *_arguments(initramfs, results, remapping, systemd), *devices]
         if interactive:
             subprocess.run([*arguments, "-serial", "mon:stdio"], check=False)
         else:
@@ -108,8 +121,10 @@ def run(
     return int(status.read_text())
 
 
-def _arguments(initramfs: Path, results: Path, remapping: bool) -> list[str]:
+def _arguments(initramfs: Path, results: Path, remapping: bool, systemd: bool) -> list[str]:
     kernel = "intel_iommu=on"
+    if systemd:
+        kernel += SYSTEMD_ARGUMENTS
     if not remapping:
         kernel += " vfio_iommu_type1.allow_unsafe_interrupts=1"
     iommu = f"intel-iommu,intremap={'on' if remapping else 'off'},aw-bits=48"
@@ -196,6 +211,7 @@ def main() -> int:
     parser.add_argument(
         "--no-remapping", action="store_true", help="an IOMMU that doesn't remap interrupts"
     )
+    parser.add_argument("--systemd", action="store_true", help="systemd as process 1")
     parser.add_argument("--results", type=Path, help="the folder to be /results")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="in seconds (%(default)s)")
     parser.add_argument("command", nargs="*")
@@ -214,6 +230,7 @@ def main() -> int:
                 timeout=options.timeout,
                 interactive=options.shell,
                 remapping=not options.no_remapping,
+                systemd=options.systemd,
             )
         except (MachineError, StepError) as error:
             print(error, file=sys.stderr)
