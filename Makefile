@@ -31,6 +31,8 @@ lint: venv ## style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	@$(call tool,mandoc,mandoc)
+	mandoc -T lint -W warning docs/man/*.1
 
 unit: venv ## what needs nothing but Python and a C compiler
 	@$(call tool,gcc,gcc libc6-dev)

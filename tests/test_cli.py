@@ -106,6 +106,28 @@ def test_wrong_usage(line: str, says: str, capsys: Output) -> None:
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--print-capabilities",
+        "--print-capabilities --whatever else",
+        "--socket-path=/nowhere --print-capabilities",
+        "serve --print-capabilities",
+        "serve model:edu --fd=3 --print-capabilities",
+    ],
+)
+def test_print_capabilities(line: str, capsys: Output) -> None:
+    """As docs/interop/vhost-user.rst of QEMU has it: whatever else is there is ignored."""
+    assert main(line.split()) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said.keys() == {"type", "features"}
+    assert said["type"] == "vfio-pci"
+    assert {"socket-mode", "bar-mmap"} < set(said["features"])
+    assert main(["serve", "--help"]) == 0
+    options = re.findall(r"^  --([a-z-]+)", capsys.readouterr().out, re.MULTILINE)
+    assert set(said["features"]) == {*options} - {"socket-path", "fd", "print-capabilities"}
+
+
 def test_interrupted_from_the_keyboard(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
@@ -325,6 +347,14 @@ def test_serve_until_told_to_stop(tmp_path: Path, number: signal.Signals) -> Non
         assert server.stop(number) == 0  # at once: it is ready for that too
         assert server.out.read() == ""
     assert not path.exists()
+
+
+def test_serve_by_the_conventions_alone(tmp_path: Path) -> None:
+    """A manager knows --socket-path and the binary, not our commands."""
+    path = tmp_path / "edu.sock"
+    with running([*COMMAND, f"--socket-path={path}", "model:edu"]) as server:
+        assert server.out.readline() == f"edu ready on {path}\n"
+        assert server.stop() == 0
 
 
 def test_serve_in_a_folder(tmp_path: Path) -> None:

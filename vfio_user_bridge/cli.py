@@ -51,6 +51,10 @@ Prints a line for each device when its socket accepts connections. SIGTERM and
 SIGINT end it: the device is reset, socket files are removed.
 """
 
+#: What a manager may run the program with that knows it by its JSON file alone (the
+#: specification's "Backend Program Conventions", and those of vhost-user).
+CONVENTIONS = ("--socket-path", "--fd", "--print-capabilities")
+
 LIST_COLUMNS = """\
 The column SERVE says what is missing, if anything, before serve takes a device:
   yes           nothing
@@ -68,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Gives the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted by the keyboard.
     """
     try:
-        options = _parser().parse_args(argv)
+        options = _parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
         options.run(options)
         sys.stdout.flush()
     except BridgeError as error:
@@ -85,6 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _with_command(words: Sequence[str]) -> list[str]:
+    """`serve` goes without saying where an option of the conventions comes first."""
+    implied = words and words[0].partition("=")[0] in CONVENTIONS
+    return ["serve", *words] if implied else list(words)
+
+
 def _complain(line: str) -> None:
     sys.stderr.write(f"{PROGRAM}: {line}\n")
 
@@ -94,6 +104,25 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
+
+    def option_names(self) -> list[str]:
+        """Without the dashes, in order."""
+        names = (name for action in self._actions for name in action.option_strings)
+        return [name.removeprefix("--") for name in names if name.startswith("--")]
+
+
+class _PrintCapabilities(argparse.Action):
+    """As vhost-user backends do: the features are the options beyond those that all have."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import json
+
+        assert isinstance(parser, _Parser)
+        common = {"help", *(name.removeprefix("--") for name in CONVENTIONS)}
+        features = [name for name in parser.option_names() if name not in common]
+        # The type is VFIO_DEVICE_API_PCI_STRING of linux/vfio.h.
+        print(json.dumps({"type": "vfio-pci", "features": features}, indent=2))
+        parser.exit()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -190,6 +219,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         choices=("debug", "info", "warning", "error"),
         default="info",
         help="how much goes to stderr (default: info)",
+    )
+    parser.add_argument(
+        "--print-capabilities",
+        action=_PrintCapabilities,
+        nargs=0,
+        help="say in JSON what this backend can do, and exit",
     )
     parser.set_defaults(run=_serve)
 

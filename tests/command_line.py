@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the command line takes, read off its own --help: the measure of what is written about it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from unittest import mock
+
+from vfio_user_bridge.cli import main
+
+
+def commands() -> list[str]:
+    """The names of all commands."""
+    return re.findall(r"^    ([a-z-]+)", _section(_help(), "commands"), re.MULTILINE)
+
+
+def options(*command: str) -> set[str]:
+    """The long options of a command; without one, those of the program."""
+    return set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", _options(*command), re.MULTILINE))
+
+
+def choices(*command: str) -> dict[str, set[str]]:
+    """The values of those options that have a fixed few."""
+    found = re.findall(r"^  (--[a-z-]+) \{(.+?)\}", _options(*command), re.MULTILINE)
+    return {option: set(values.split(",")) for option, values in found}
+
+
+def flags(*command: str) -> set[str]:
+    """The options that take no value."""
+    return set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)(?:  |$)", _options(*command), re.MULTILINE))
+
+
+def _options(*command: str) -> str:
+    return _section(_help(*command), "options")
+
+
+def _section(text: str, title: str) -> str:
+    return text.partition(f"{title}:\n")[2].partition("\n\n")[0]
+
+
+def _help(*command: str) -> str:
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as said,
+        mock.patch.dict(os.environ, COLUMNS="200"),
+    ):
+        assert main([*command, "--help"]) == 0
+    return said.getvalue()

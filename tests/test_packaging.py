@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What setup.cfg puts into the wheel beside the package. integration/system installs it."""
+
+from __future__ import annotations
+
+import configparser
+import json
+from pathlib import Path
+
+from vfio_user_bridge import cli
+
+TOP = Path(__file__).parents[1]
+#: folders whose files are all for the host's other programs
+FOLDERS = ("docs/man", "integration/bash", "integration/vfio-user")
+
+
+def setup() -> configparser.ConfigParser:
+    config = configparser.ConfigParser(interpolation=None)
+    config.read(TOP / "setup.cfg")
+    return config
+
+
+def test_no_file_is_forgotten() -> None:
+    listed = " ".join(setup()["options.data_files"].values()).split()
+    there = [path for folder in FOLDERS for path in (TOP / folder).iterdir()]
+    assert sorted(listed) == sorted(str(path.relative_to(TOP)) for path in there)
+
+
+def test_description_for_managers() -> None:
+    """As QEMU's docs/interop/vhost-user.json; the specification has no schema for vfio-user yet."""
+    (path,) = (TOP / "integration/vfio-user").iterdir()
+    assert path.name == f"50-{cli.PROGRAM}.json"
+    assert f"integration/vfio-user/{path.name}" == setup()["options.data_files"]["share/vfio-user"]
+    description = json.loads(path.read_text())
+    assert description.keys() == {"description", "type", "binary"}
+    assert description["type"] == "vfio-pci"  # as --print-capabilities says
+    assert description["binary"] == f"/usr/bin/{cli.PROGRAM}"
+    assert f"{cli.PROGRAM} =" in setup()["options.entry_points"]["console_scripts"]
