@@ -8,7 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vfio_user_bridge.session import MAX_MSG_FDS, Session
+from vfio_user_bridge.limits import DEFAULTS, Limits
+from vfio_user_bridge.session import Session
 from vfio_user_bridge.transport import Connection
 
 from .client import Client
@@ -20,12 +21,14 @@ PATIENCE = 10.0
 class Conversation:
     """A session that serves *device*; *error* is what it raised, once it has ended."""
 
-    def __init__(self, device: FakeDevice, *, reset: bool = True, stall: float = 10.0) -> None:
+    def __init__(
+        self, device: FakeDevice, *, reset: bool = True, limits: Limits = DEFAULTS
+    ) -> None:
         ours, theirs = socket.socketpair()
         self.device = device
         self.client = Client(theirs, PATIENCE)
         self.error: BaseException | None = None
-        self.session = Session(Connection(ours, max_fds=MAX_MSG_FDS, stall=stall), device, "a test")
+        self.session = Session(Connection(ours, limits), device, "a test", limits)
         self._reset = reset
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -53,10 +56,10 @@ def conversation(
     *,
     negotiated: bool = True,
     reset: bool = True,
-    stall: float = 10.0,
+    limits: Limits = DEFAULTS,
 ) -> Iterator[Conversation]:
     """A conversation that is over, and its device closed, when the block ends."""
-    talk = Conversation(device or FakeDevice(), reset=reset, stall=stall)
+    talk = Conversation(device or FakeDevice(), reset=reset, limits=limits)
     try:
         if negotiated:
             talk.client.negotiate()

@@ -14,7 +14,8 @@ import pytest
 from vfio_user_bridge import libvfio_user
 from vfio_user_bridge.device import Device
 from vfio_user_bridge.errors import BridgeError
-from vfio_user_bridge.session import MAX_MSG_FDS, Session
+from vfio_user_bridge.limits import Limits
+from vfio_user_bridge.session import Session
 from vfio_user_bridge.transport import Connection
 
 from .client import Client
@@ -57,7 +58,7 @@ class Talk:
         ours, theirs = socket.socketpair()
         self.client = Client(theirs, PATIENCE)
         self.error: BaseException | None = None
-        connection = Connection(ours, max_fds=MAX_MSG_FDS, stall=stall)
+        connection = Connection(ours, Limits(stall=stall))
         self._session = session_of(engine)(connection, device, "a test")
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

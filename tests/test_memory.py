@@ -17,11 +17,12 @@ from vfio_user_bridge.memory import ClientFiles
 from .descriptors import memory_files
 
 PAGE = os.sysconf("SC_PAGESIZE")
+LIMIT = 1 << 40
 
 
 @pytest.fixture
 def files() -> Iterator[ClientFiles]:
-    files = ClientFiles()
+    files = ClientFiles(LIMIT)
     yield files
     files.close()
 
@@ -161,9 +162,9 @@ def test_a_file_that_grows_is_mapped_anew(files: ClientFiles, ram: int) -> None:
     memory.write(first, b"old")
     memory.write(second, b"new")
     assert (os.pread(ram, 3, 0), os.pread(ram, 3, 4 * PAGE)) == (b"old", b"new")
-    files.unmap(first)
+    files.unmap(first, 4 * PAGE)
     assert memory.read(second, 3) == b"new"
-    files.unmap(second)
+    files.unmap(second, 4 * PAGE)
     assert mappings(ram) == []
 
 
@@ -177,7 +178,7 @@ def test_maps_of_one_file_share_a_mapping_until_the_last_goes(files: ClientFiles
     for address in addresses:
         assert mappings(ram) == ["rw-s"]
         assert memory.read(address, 1) == b"\0"
-        files.unmap(address)
+        files.unmap(address, PAGE)
     assert mappings(ram) == []
 
 
@@ -205,12 +206,12 @@ def test_different_files_are_different(files: ClientFiles) -> None:
         for number, address in enumerate(addresses):
             memory.write(address, bytes([number]))
         assert [os.pread(fd, 1, 0) for fd in fds] == [b"\0", b"\1", b"\2"]
-        files.unmap(addresses[1])
+        files.unmap(addresses[1], PAGE)
         assert [len(mappings(fd)) for fd in fds] == [1, 0, 1]
 
 
 def test_close_takes_all_mappings_back(ram: int) -> None:
-    files = ClientFiles()
+    files = ClientFiles(LIMIT)
     for offset in (0, PAGE):
         files.map(ram, offset, PAGE, writable=True)
     files.close()

@@ -14,6 +14,7 @@ from types import FrameType
 
 import pytest
 
+from vfio_user_bridge.limits import Limits
 from vfio_user_bridge.listener import listen
 from vfio_user_bridge.server import Server
 
@@ -91,7 +92,7 @@ def serve(
         if failures or not ends_itself:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    server = Server(grace=grace)
+    server = Server(limits=Limits(grace=grace))
     server.add(device, listen(path, 0o600))
     before = signal.signal(signal.SIGTERM, too_early)
     teller = threading.Thread(target=tell)

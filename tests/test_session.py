@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from vfio_user_bridge.limits import Limits
+
 from . import client as c
 from .conversation import conversation
 from .descriptors import eventfds, inodes, memory_files, open_descriptors
@@ -86,14 +88,14 @@ def test_a_stranger_gets_nothing_but_an_error(command: int) -> None:
 
 
 def test_a_silent_stranger_is_put_out() -> None:
-    with conversation(negotiated=False, stall=0.05) as talk:
+    with conversation(negotiated=False, limits=Limits(stall=0.05)) as talk:
         talk.client.wait_until_hung_up()
         talk.wait()
         assert talk.error is None
 
 
 def test_who_has_introduced_himself_may_be_silent() -> None:
-    with conversation(stall=0.05) as talk:
+    with conversation(limits=Limits(stall=0.05)) as talk:
         talk.client.socket.settimeout(0.2)
         with pytest.raises(TimeoutError):
             talk.client.receive()
@@ -251,7 +253,7 @@ def test_a_client_that_vanishes_in_mid_message_is_cleaned_up_behind() -> None:
 
 
 def test_a_client_that_never_reads_is_put_out() -> None:
-    with conversation(stall=0.05) as talk:
+    with conversation(limits=Limits(stall=0.05)) as talk:
         talk.client.socket.setblocking(False)
         request = message(c.REGION_READ, region(0, 2, 1 << 16))
         with contextlib.suppress(OSError):  # EAGAIN when the socket is full, EPIPE when it is over

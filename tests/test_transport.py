@@ -13,6 +13,7 @@ from contextlib import closing
 
 import pytest
 
+from vfio_user_bridge.limits import Limits
 from vfio_user_bridge.protocol import ProtocolError
 from vfio_user_bridge.transport import Connection, PeerGoneError
 
@@ -27,7 +28,7 @@ RESET, DMA_MAP, READ, WRITE = 13, 2, 9, 10
 def pair() -> Iterator[tuple[Connection, socket.socket]]:
     """A connection that waits `STALL` seconds at most, and its peer."""
     ours, theirs = socket.socketpair()
-    connection = Connection(ours, max_fds=16, stall=STALL)
+    connection = Connection(ours, Limits(stall=STALL))
     yield connection, theirs
     theirs.close()
     connection.close()
@@ -209,7 +210,7 @@ def test_silence_is_no_stall_unless_in_a_hurry(pair: Pair) -> None:
 
 def test_a_slow_message_does_not_make_the_next_one_urgent() -> None:
     ours, theirs = socket.socketpair()
-    with closing(Connection(ours, max_fds=1, stall=60)) as connection, theirs:
+    with closing(Connection(ours, Limits(fds=1, stall=60))) as connection, theirs:
         data = message(DMA_MAP, dma_map(0, 4096))
         theirs.sendall(data[:40])
         rest = threading.Timer(0.05, theirs.sendall, (data[40:],))
@@ -271,6 +272,6 @@ def test_a_descriptor_of_ours_that_is_not_open_is_not_the_peers_fault(pair: Pair
 def test_close_closes_the_socket_and_nothing_else() -> None:
     ours, theirs = socket.socketpair()
     before = open_descriptors()
-    Connection(ours, max_fds=1).close()
+    Connection(ours).close()
     assert len(open_descriptors()) == len(before) - 1
     theirs.close()

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vfio_user_bridge.limits import Limits
 from vfio_user_bridge.protocol import ProtocolError
 from vfio_user_bridge.transport import Connection, PeerGoneError
 
@@ -58,7 +59,7 @@ class Wire:
 def a_wire(stall: float = 5.0) -> Iterator[Wire]:
     ours, theirs = socket.socketpair()
     reader = CountingSocket(fileno=ours.detach())
-    connection = Connection(reader, max_fds=MAX_FDS, stall=stall)
+    connection = Connection(reader, Limits(fds=MAX_FDS, stall=stall))
     try:
         yield Wire(connection, reader, theirs)
     finally:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from . import __version__
+from . import __version__, limits
 from .errors import BridgeError, DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
 
-    _add_serve(command("serve", "offer devices on sockets, until told to stop", SERVE_EXAMPLES))
+    serve_epilog = f"{SERVE_EXAMPLES}\nlimits, for each client:\n{limits.described()}"
+    _add_serve(command("serve", "offer devices on sockets, until told to stop", serve_epilog))
 
     lister = command("list", "show PCI devices, and which can be served", LIST_COLUMNS)
     lister.add_argument("devices", metavar="BDF", nargs="*", help="only these PCI addresses")
@@ -213,6 +214,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         choices=("reset", "keep"),
         default="reset",
         help="what becomes of the device's state when its client goes (default: reset)",
+    )
+    parser.add_argument(
+        "--limit",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="what a client may have at most, see below; may be given several times",
     )
     parser.add_argument(
         "--log-level",

@@ -20,6 +20,7 @@ from .dma import DmaTable
 from .errors import DeviceError
 from .hotreset import HotReset
 from .kernel import vfio
+from .limits import DEFAULTS, Limits
 from .memory import ClientFiles
 from .messages import DmaFlags, DmaMap
 from .protocol import refuse
@@ -44,10 +45,10 @@ class _Entry:
 class Container:
     """One IOMMU group in a container of its own, type1v2, and what is mapped there."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, limits: Limits) -> None:
         self.number = number
         self._changed = threading.Condition()  # the group's functions have a thread each
-        self._files = ClientFiles()
+        self._files = ClientFiles(limits.mapped)
         self._maps = DmaTable()
         self._entries: dict[int, _Entry] = {}  # by IOVA
         self.users = 0
@@ -119,7 +120,7 @@ class Container:
             try:
                 vfio.dma_map(self._container, request.flags, vaddr, request.address, request.size)
             except OSError as error:
-                self._files.unmap(vaddr)
+                self._files.unmap(vaddr, request.size)
                 raise self._refused(
                     error.errno or errno.EIO, _explain_map(request, error)
                 ) from None
@@ -134,7 +135,7 @@ class Container:
                 vfio.dma_unmap(self._container, request.address, request.size)
                 self._maps.remove(request)
                 del self._entries[request.address]
-                self._files.unmap(entry.address)
+                self._files.unmap(entry.address, request.size)
                 self._changed.notify_all()
             entry.clients -= 1
 
@@ -181,9 +182,13 @@ class Container:
 
 
 class Iommu:
-    """The containers of this process, one for each IOMMU group in use."""
+    """The containers of this process, one for each IOMMU group in use.
 
-    def __init__(self) -> None:
+    :param limits: what clients may have; of memory, in each
+    """
+
+    def __init__(self, limits: Limits = DEFAULTS) -> None:
+        self._limits = limits
         self._containers: dict[int, Container] = {}
         self.hot_reset = HotReset(self._containers)
 
@@ -191,7 +196,7 @@ class Iommu:
         """:raise DeviceError: the group can't be had, and why"""
         container = self._containers.get(group)
         if container is None:
-            container = self._containers[group] = Container(group)
+            container = self._containers[group] = Container(group, self._limits)
         container.users += 1
         return container
 

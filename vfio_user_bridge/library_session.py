@@ -29,6 +29,7 @@ from pathlib import Path
 from . import eventfd
 from .device import Device, PciIrq
 from .library_context import IRQS, Context
+from .limits import DEFAULTS, Limits
 from .messages import DmaMap, IrqSet, IrqSetFlags
 from .protocol import (
     DEFAULT_DATA_XFER_SIZE,
@@ -60,8 +61,10 @@ _OFF = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER
 class LibrarySession(Session):
     """Serves *device* to the client on *connection*, through the library, until it goes."""
 
-    def __init__(self, connection: Connection, device: Device, peer: str) -> None:
-        super().__init__(connection, device, peer)
+    def __init__(
+        self, connection: Connection, device: Device, peer: str, limits: Limits = DEFAULTS
+    ) -> None:
+        super().__init__(connection, device, peer, limits)
         self._requests: Requests  # once there is a state
         self._context: Context | None = None
         self._relay = Relay(self._trigger)

@@ -57,16 +57,21 @@ class _Mapping:
 
 
 class ClientFiles:
-    """The files that clients have shared, each mapped as long as a DMA map of it lives."""
+    """The files that clients have shared, each mapped as long as a DMA map of it lives.
 
-    def __init__(self) -> None:
+    :param limit: bytes that may be mapped: of DMA maps, and of whole files
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0  # of all DMA maps
         self._mappings: list[_Mapping] = []  # a handful: one for each block of guest RAM
 
     def map(self, fd: int, offset: int, size: int, *, writable: bool) -> int:
         """The address at which *size* bytes at *offset* of the file *fd* are mapped.
 
         :raise OSError: EINVAL if the file ends before that, EACCES if it wasn't opened for this,
-            what mmap() says otherwise
+            ENOMEM beyond the limit, what mmap() says otherwise
         """
         status = os.fstat(fd)
         mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
@@ -80,21 +85,34 @@ class ClientFiles:
             raise refuse(
                 errno.EINVAL, f"the client's memory file has {extent} bytes; {end} are needed"
             )
+        self._check_limit(self._size + size, "DMA maps")
         file = (status.st_dev, status.st_ino, writable)
         for mapping in self._mappings:
             if mapping.file == file and end <= mapping.size:
                 break
         else:
             unit = max(status.st_blksize, mmap.PAGESIZE)  # hugetlbfs: its huge page
-            mapping = _Mapping(file, *_mmap(fd, -(-extent // unit) * unit, writable=writable))
+            whole = -(-extent // unit) * unit
+            self._check_limit(whole + sum(mapping.size for mapping in self._mappings), "files")
+            mapping = _Mapping(file, *_mmap(fd, whole, writable=writable))
             self._mappings.append(mapping)
         mapping.users += 1
+        self._size += size
         return mapping.address + offset
 
-    def unmap(self, address: int) -> None:
+    def _check_limit(self, size: int, what: str) -> None:
+        if size > self._limit:
+            raise refuse(
+                errno.ENOMEM,
+                f"its {what} would have {size} bytes, and {self._limit} are allowed:"
+                " serve --limit mapped=SIZE",
+            )
+
+    def unmap(self, address: int, size: int) -> None:
         """Give back what `map` gave, once for each time."""
         for mapping in self._mappings:
             if mapping.address <= address < mapping.address + mapping.size:
+                self._size -= size
                 mapping.users -= 1
                 if not mapping.users:
                     self._mappings.remove(mapping)
@@ -105,6 +123,7 @@ class ClientFiles:
         for mapping in self._mappings:
             _libc.munmap(mapping.address, mapping.size)
         self._mappings.clear()
+        self._size = 0
 
 
 def _mmap(fd: int, size: int, *, writable: bool) -> tuple[int, int]:

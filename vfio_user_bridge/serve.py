@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from .device import Device
 from .errors import UsageError
+from .limits import Limits, parse
 from .listener import Listener, activated, inherited, listen
 from .server import Server
 from .session import Session
@@ -37,6 +38,7 @@ def serve(options: Namespace) -> None:
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
     )
+    limits = parse(options.limit)
     names = [device_name(text) for text in options.devices]
     for name in names:
         if names.count(name) > 1:
@@ -47,21 +49,23 @@ def serve(options: Namespace) -> None:
     # Until run() has handlers of its own, SIGTERM undoes what was done, as SIGINT does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _serve(options, names)
+        _serve(options, names, limits)
     except KeyboardInterrupt:
         return
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _serve(options: Namespace, names: Sequence[str]) -> None:
+def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
     with ExitStack() as undo:
         server = Server(
-            reset_on_disconnect=options.on_disconnect == "reset", session=_engine(options.engine)
+            reset_on_disconnect=options.on_disconnect == "reset",
+            limits=limits,
+            session=_engine(options.engine),
         )
         undo.callback(server.close)
         sockets = _Sockets(options, names, undo)
-        devices = _Devices(bar_mmap=options.bar_mmap == "auto")
+        devices = _Devices(limits, bar_mmap=options.bar_mmap == "auto")
         ready = []
         for text, name in zip(options.devices, names, strict=True):
             device = devices.open(text, name)
@@ -108,7 +112,8 @@ def device_name(text: str) -> str:
 class _Devices:
     """Opens devices; those of the host share an `Iommu`."""
 
-    def __init__(self, *, bar_mmap: bool) -> None:
+    def __init__(self, limits: Limits, *, bar_mmap: bool) -> None:
+        self._limits = limits
         self._bar_mmap = bar_mmap
         self._iommu: Iommu | None = None
 
@@ -116,12 +121,12 @@ class _Devices:
         if text.startswith(MODEL):
             from .models import create
 
-            return create(name)
+            return create(name, self._limits)
         from .hostdev import HostDevice
         from .iommu import Iommu
 
         if self._iommu is None:
-            self._iommu = Iommu()
+            self._iommu = Iommu(self._limits)
         return HostDevice(name, self._iommu, bar_mmap=self._bar_mmap)
 
 

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from functools import partial
 
 from .device import Device
+from .limits import DEFAULTS, Limits
 from .listener import Listener, activated, inherited, listen
-from .session import MAX_MSG_FDS, Session
+from .session import Session
 from .transport import Connection
 
 __all__ = ["Server", "activated", "inherited", "listen"]
@@ -52,7 +53,7 @@ class Server:
     """Serves every device that was added, each on its own socket.
 
     :param reset_on_disconnect: whether a device is reset when its client has gone
-    :param grace: how long a client may keep a device that the host wants back, in seconds
+    :param limits: what each client may have
     :param session: who converses with clients: our own engine, or another
     """
 
@@ -60,11 +61,11 @@ class Server:
         self,
         *,
         reset_on_disconnect: bool = True,
-        grace: float = 30.0,
+        limits: Limits = DEFAULTS,
         session: type[Session] = Session,
     ) -> None:
         self._reset = reset_on_disconnect
-        self._grace = grace
+        self._limits = limits
         self._session = session
         self._ports: list[_Port] = []
         self._selector = selectors.DefaultSelector()
@@ -155,7 +156,7 @@ class Server:
             log.warning("%s: refused %s: %s", port.device.name, peer, refusal)
             sock.close()
             return
-        port.client = Connection(sock, max_fds=MAX_MSG_FDS)
+        port.client = Connection(sock, self._limits)
         port.over = threading.Event()
         port.thread = threading.Thread(
             target=self._converse,
@@ -176,7 +177,7 @@ class Server:
         if predecessor:
             predecessor.join()  # it has hung up, but the device is still being put back
         try:
-            self._session(connection, device, peer).run(reset=self._reset)
+            self._session(connection, device, peer, self._limits).run(reset=self._reset)
         except Exception:
             log.exception("%s: a defect of the bridge ended this session", device.name)
         finally:
@@ -190,11 +191,12 @@ class Server:
         """Tell the client, as often as the kernel tells us; it has the grace period to go."""
         port.device.heed_host_request()
         if port.deadline is None:
-            port.deadline = time.monotonic() + self._grace
+            port.deadline = time.monotonic() + self._limits.grace
+            left = f"its client has {self._limits.grace:.0f} s to let go"
             log.warning(
                 "%s: the host wants it back; %s",
                 port.device.name,
-                f"its client has {self._grace:.0f} s to let go" if port.busy else "letting go",
+                left if port.busy else "letting go",
             )
 
     def _patience(self) -> float | None:

@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from .device import Device
+from .limits import DEFAULTS, Limits
 from .messages import DmaMap
 from .protocol import (
-    DEFAULT_DATA_XFER_SIZE,
     FLAG_ERROR,
     FLAG_NO_REPLY,
     HEADER,
@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 
 MAJOR = 0
 MINOR = 1
-#: QEMU refuses a server that takes more (VFIO_USER_MAX_MAX_FDS)
-MAX_MSG_FDS = 16
 
 
 class Session:
@@ -42,11 +40,14 @@ class Session:
     :param peer: who it is, for the log
     """
 
-    def __init__(self, connection: Connection, device: Device, peer: str) -> None:
+    def __init__(
+        self, connection: Connection, device: Device, peer: str, limits: Limits = DEFAULTS
+    ) -> None:
         self.state: State | None = None  # until VERSION
         self._connection = connection
         self._device = device
         self._peer = peer
+        self._limits = limits
 
     def run(self, *, reset: bool = True) -> None:
         """Serve, then put the device back: with a reset, if *reset*."""
@@ -65,7 +66,7 @@ class Session:
 
     def _negotiate(self) -> State:
         """The first message must be VERSION, and soon: a silent stranger would bar the others."""
-        connection, device = self._connection, self._device
+        connection, device, limits = self._connection, self._device, self._limits
         connection.hurry(True)
         message = connection.receive()
         try:
@@ -82,9 +83,9 @@ class Session:
         theirs = proposal.capabilities
         ours = replace(
             theirs,
-            max_msg_fds=MAX_MSG_FDS,
-            max_data_xfer_size=DEFAULT_DATA_XFER_SIZE,
-            max_dma_maps=min(theirs.max_dma_maps, device.max_dma_maps),
+            max_msg_fds=limits.fds,
+            max_data_xfer_size=limits.transfer,
+            max_dma_maps=min(theirs.max_dma_maps, device.max_dma_maps, limits.maps),
             pgsizes=device.pgsizes,
         )
         self._send(message, Version(MAJOR, min(proposal.minor, MINOR), ours).pack())

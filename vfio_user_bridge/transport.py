@@ -26,6 +26,7 @@ import struct
 import time
 from collections.abc import Sequence
 
+from .limits import DEFAULTS, Limits
 from .protocol import HEADER, ProtocolError
 
 _FIRST_READ = 36
@@ -65,19 +66,15 @@ class Message:
 
 
 class Connection:
-    """A connected UNIX stream socket.
+    """A connected UNIX stream socket, on which the peer keeps to *limits*."""
 
-    :param max_fds: how many descriptors one message may bring
-    :param stall: seconds that a peer may take to finish a message, or to take a reply from us
-    """
-
-    def __init__(self, sock: socket.socket, *, max_fds: int, stall: float = 10.0) -> None:
+    def __init__(self, sock: socket.socket, limits: Limits = DEFAULTS) -> None:
         self.socket = sock
         #: bytes that a message may have, header included; small until the peer is known
-        self.max_size = 1 << 16
-        self._max_fds = max_fds
-        self._control = socket.CMSG_SPACE(max_fds * _FD_SIZE)
-        self._stall = stall
+        self.max_size = limits.version
+        self._max_fds = limits.fds
+        self._control = socket.CMSG_SPACE(limits.fds * _FD_SIZE)
+        stall = self._stall = limits.stall
         self._timeval = _TIMEVAL.pack(int(stall), int(stall % 1 * 1_000_000))
         self._buffer = bytearray(self.max_size)
         self._view = memoryview(self._buffer)

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from vfio_user_bridge.errors import UsageError
+from vfio_user_bridge.limits import DEFAULTS, Limits
 
 if TYPE_CHECKING:
     from vfio_user_bridge.device import Device
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
 MODELS = {"edu": "Edu"}
 
 
-def create(name: str) -> Device:
-    """Make the model *name*, importing nothing of the others.
+def create(name: str, limits: Limits = DEFAULTS) -> Device:
+    """Make the model *name*, whose clients keep to *limits*, importing nothing of the others.
 
     :raise UsageError: there is no such model
     """
     if name not in MODELS:
         known = ", ".join(f"model:{model}" for model in MODELS)
         raise UsageError(f"there is no model:{name}; there are: {known}")
-    device: Device = getattr(import_module(f".{name}", __name__), MODELS[name])()
+    device: Device = getattr(import_module(f".{name}", __name__), MODELS[name])(limits)
     return device

@@ -13,6 +13,7 @@ from enum import IntEnum
 from math import factorial
 
 from vfio_user_bridge.device import Device, DeviceFlags, PciIrq, PciRegion, RegionFlags
+from vfio_user_bridge.limits import DEFAULTS, Limits
 from vfio_user_bridge.messages import DeviceInfo, DmaMap, IrqInfo, IrqSet, RegionInfo
 from vfio_user_bridge.protocol import Buffer
 
@@ -70,7 +71,7 @@ class Edu(Device):
 
     name = "edu"
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = DEFAULTS) -> None:
         self._config = ConfigSpace(
             (0x1234, 0x11E8),
             revision=0x10,
@@ -79,7 +80,7 @@ class Edu(Device):
             bars={0: BAR_SIZE},
         )
         self._interrupts = Interrupts()
-        self._memory = ClientMemory()
+        self._memory = ClientMemory(limits.mapped)
         self._told_of_dma = False
         self._power_on()
 

@@ -29,10 +29,13 @@ class _Map:
 
 
 class ClientMemory:
-    """All DMA maps of one client."""
+    """All DMA maps of one client.
 
-    def __init__(self) -> None:
-        self._files = memory.ClientFiles()
+    :param limit: bytes that they may have
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._files = memory.ClientFiles(limit)
         self._maps: list[_Map] = []  # by start; they don't overlap
 
     def map(self, request: DmaMap, fd: int | None) -> None:
@@ -51,7 +54,7 @@ class ClientMemory:
             raise refuse(errno.ENOENT, f"no DMA map starts at {request.address:#x}")
         gone = self._maps.pop(index)
         if gone.address is not None:
-            self._files.unmap(gone.address)
+            self._files.unmap(gone.address, request.size)
 
     def read(self, iova: int, count: int) -> tuple[bytes, str]:
         """*count* bytes at *iova*, and what blocked some of them, "" if nothing did."""
