@@ -115,7 +115,6 @@ def test_the_next_client_waits_until_the_device_is_at_rest(tmp_path: Path) -> No
                 first.negotiate()
             assert device.resting.wait(10)
             with closing(connect(path)) as second, closing(connect(path)) as third:
-                third.wait_until_hung_up()  # one may wait, not two
                 second.send(c.VERSION, u16(0, 0))
                 second.socket.settimeout(0.1)
                 with pytest.raises(TimeoutError):
@@ -124,8 +123,31 @@ def test_the_next_client_waits_until_the_device_is_at_rest(tmp_path: Path) -> No
                 device.rest.set()
                 second.socket.settimeout(10)
                 assert second.receive().command == c.VERSION
+                third.wait_until_hung_up()  # one may be served, not two
                 assert second.ask(c.RESET) == b""
                 assert device.calls == [("quiesce", True), ("reset",)]
+        finally:
+            device.rest.set()
+
+    serve(device, path, story)
+
+
+def test_clients_that_wait_cost_nothing(tmp_path: Path) -> None:
+    """Some hundred come and go while the device is put back, and none has a thread or a file."""
+    device, path = SlowDevice(), tmp_path / "a.sock"
+
+    def story() -> None:
+        try:
+            with closing(connect(path)) as first:
+                first.negotiate()
+            assert device.resting.wait(10)
+            threads = threading.active_count()
+            for _ in range(100):
+                connect(path).close()
+            with closing(connect(path)) as last:
+                assert threading.active_count() == threads
+                device.rest.set()
+                last.negotiate()
         finally:
             device.rest.set()
 

@@ -41,6 +41,7 @@ class _Port:
         self.thread: threading.Thread | None = None
         self.over = threading.Event()  # the latest conversation is
         self.over.set()
+        self.door_shut = False
         #: when the client must let go, since the host wants the device back (time.monotonic)
         self.deadline: float | None = None
 
@@ -89,12 +90,15 @@ class Server:
             self._register(self._bell, self._hear)
             for port in self._ports:
                 port.listener.socket.setblocking(False)
-                self._register(port.listener.socket, partial(self._accept, port))
+                self._open_door(port)
                 if port.device.host_request is not None:
                     self._register(port.device.host_request, partial(self._give_notice, port))
             while self._ports and not self._stopped_by:
                 for key, _ in self._selector.select(self._patience()):
                     key.data()
+                for port in self._ports:
+                    if port.door_shut and not port.busy:
+                        self._open_door(port)
                 self._let_go()
             if self._stopped_by:
                 log.info("stopping: %s", signal.Signals(self._stopped_by).name)
@@ -135,7 +139,21 @@ class Server:
         for number in self._bell.recv(64):
             self._stopped_by = self._stopped_by or number
 
+    def _open_door(self, port: _Port) -> None:
+        port.door_shut = False
+        self._register(port.listener.socket, partial(self._accept, port))
+
+    def _shut_door(self, port: _Port) -> None:
+        if not port.door_shut:
+            port.door_shut = True
+            self._selector.unregister(port.listener.socket)
+
     def _accept(self, port: _Port) -> None:
+        if port.busy and port.deadline is None and port.client and port.client.hung_up():
+            # The device is still being put back. Who comes meanwhile waits outside: the socket's
+            # backlog is bounded, and costs us neither thread nor descriptor.
+            self._shut_door(port)
+            return
         try:
             sock, _ = port.listener.socket.accept()
         except BlockingIOError:
@@ -150,7 +168,7 @@ class Server:
         refusal = None
         if port.deadline is not None:
             refusal = "the host wants the device back"
-        elif port.busy and port.client and not port.client.hung_up():
+        elif port.busy:
             refusal = "it has a client already"
         if refusal:
             log.warning("%s: refused %s: %s", port.device.name, peer, refusal)
@@ -160,22 +178,15 @@ class Server:
         port.over = threading.Event()
         port.thread = threading.Thread(
             target=self._converse,
-            args=(port.device, port.client, peer, port.thread, port.over),
+            args=(port.device, port.client, peer, port.over),
             name=port.device.name,
             daemon=True,  # one that is stuck in the kernel must not keep the process
         )
         port.thread.start()
 
     def _converse(
-        self,
-        device: Device,
-        connection: Connection,
-        peer: str,
-        predecessor: threading.Thread | None,
-        over: threading.Event,
+        self, device: Device, connection: Connection, peer: str, over: threading.Event
     ) -> None:
-        if predecessor:
-            predecessor.join()  # it has hung up, but the device is still being put back
         try:
             self._session(connection, device, peer, self._limits).run(reset=self._reset)
         except Exception:
@@ -215,7 +226,7 @@ class Server:
             request = port.device.host_request
             if request is not None:
                 self._selector.unregister(request)
-            self._selector.unregister(port.listener.socket)
+            self._shut_door(port)
             port.listener.close()
             self._close_device(port)
             self._ports.remove(port)
