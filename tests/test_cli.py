@@ -22,10 +22,8 @@ import pytest
 from tests.fake_sysfs import FakeSysfs
 from vfio_user_bridge import __version__
 from vfio_user_bridge.cli import main
-from vfio_user_bridge.errors import UsageError
 from vfio_user_bridge.kernel import drivers, inuse, pci
-from vfio_user_bridge.listener import Listener
-from vfio_user_bridge.serve import device_name, match_sockets
+from vfio_user_bridge.serve import device_name
 
 NIC, TWIN, PORT = "0000:01:10.1", "0000:01:10.2", "0000:00:01.0"
 COMMANDS = ("serve", "list", "bind", "unbind", "qemu-args")
@@ -93,6 +91,7 @@ def test_help_fits_a_terminal(
         ("serve model:edu --socket-pat a", "unrecognized arguments: --socket-pat"),
         ("serve 1:10.1 --fd 3", "'1:10.1' is not a device"),
         ("serve 01:10.1 0000:01:10.1 --socket-dir a", f"{NIC} is given twice"),
+        ("serve model:edu --socket-path a --group-fd x", "--group-fd: invalid int value: 'x'"),
         ("serve model:edu 01:10.1 --socket-path a", "several devices need a socket each"),
         ("qemu-args a --memory big", "'big' is not a memory size: write it as 4G or 512M"),
     ],
@@ -253,7 +252,7 @@ def test_qemu_memory(given: str, size: str, capsys: Output) -> None:
     assert words[5] == size
 
 
-# ---- serve: which socket for which device ---------------------------------------------------
+# ---- serve: devices -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -261,36 +260,6 @@ def test_qemu_memory(given: str, size: str, capsys: Output) -> None:
 )
 def test_device_name(text: str, name: str) -> None:
     assert device_name(text) == name
-
-
-def listeners(*names: str) -> list[tuple[str, Listener]]:
-    return [(name, Listener(socket.socket(socket.AF_UNIX))) for name in names]
-
-
-def test_sockets_by_name() -> None:
-    given = listeners("edu", "0000-01-10.1")
-    matched = match_sockets(given, [NIC, "edu"])
-    assert matched == {NIC: given[1][1], "edu": given[0][1]}
-
-
-def test_sockets_by_order() -> None:
-    given = listeners("bridge.socket", "bridge.socket")
-    matched = match_sockets(given, [NIC, "edu"])
-    assert matched == {NIC: given[0][1], "edu": given[1][1]}
-
-
-@pytest.mark.parametrize(
-    ("names", "says"),
-    [
-        ([], "no socket: give --socket-path PATH"),
-        (["edu"], "1 sockets were passed in for 2 devices"),
-        (["edu", "disk"], "no socket was passed in with FileDescriptorName=0000-01-10.1"),
-    ],
-)
-def test_sockets_that_do_not_fit(names: list[str], says: str) -> None:
-    with pytest.raises(UsageError) as failure:
-        match_sockets(listeners(*names), [NIC, "edu"])
-    assert says in str(failure.value)
 
 
 # ---- serve: the process ---------------------------------------------------------------------
@@ -382,16 +351,6 @@ def test_serve_on_a_socket_passed_in(tmp_path: Path) -> None:
             connect(path)
             assert server.stop() == 0
     assert path.exists()  # whoever made it removes it
-
-
-def test_serve_under_systemd(tmp_path: Path) -> None:
-    path = tmp_path / "unit.sock"
-    script = 'exec env LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=edu "$@" 3<&0'
-    command = ["sh", "-c", script, "sh", *COMMAND, "serve", "model:edu"]
-    with listening(path) as listener, running(command, stdin=listener.fileno()) as server:
-        assert server.out.readline() == f"edu ready on {path}\n"
-        connect(path)
-        assert server.stop() == 0
 
 
 def test_logs_have_a_line_each_with_time_and_level(tmp_path: Path) -> None:

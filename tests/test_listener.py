@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vfio_user_bridge.errors import BridgeError
-from vfio_user_bridge.listener import activated, inherited, listen
+from vfio_user_bridge.listener import inherited, listen
 
 
 @pytest.fixture
@@ -145,14 +145,3 @@ def test_what_is_no_socket_can_not(tmp_path: Path) -> None:
 def test_what_is_not_open_can_not(fd: int) -> None:
     with pytest.raises(BridgeError, match=f"file descriptor {fd} is no socket"):
         inherited(fd)
-
-
-@pytest.mark.parametrize("pid", [None, "", "1"])
-def test_sockets_for_another_process_are_not_ours(
-    monkeypatch: pytest.MonkeyPatch, pid: str | None
-) -> None:
-    monkeypatch.setenv("LISTEN_FDS", "1")
-    monkeypatch.delenv("LISTEN_PID", raising=False)
-    if pid is not None:
-        monkeypatch.setenv("LISTEN_PID", pid)
-    assert activated() == []

@@ -132,53 +132,6 @@ def test_a_descriptor_that_listens_is_served(listening: socket.socket, path: Pat
     assert path.is_socket()  # it is the caller's
 
 
-# What systemd does between fork and exec: sockets at descriptors 3, 4 ..., and for whom they are.
-ACTIVATION = """
-import os, sys
-os.environ["LISTEN_PID"] = str(os.getpid())
-for number in range(int(os.environ["LISTEN_FDS"])):
-    os.dup2(int(sys.argv[1]), 3 + number)
-os.execv(sys.argv[2], sys.argv[2:])
-"""
-
-
-def activation(fd: int) -> list[str]:
-    """What runs the command behind it with the socket *fd*, LISTEN_FDS times, as systemd does."""
-    return [sys.executable, "-c", ACTIVATION, str(fd)]
-
-
-@pytest.mark.parametrize("name", ["edu", "unknown", ""])
-def test_systemds_socket_is_served(listening: socket.socket, path: Path, name: str) -> None:
-    fd = listening.fileno()
-    environment = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": name}
-    command = [*activation(fd), *SERVE]
-    with server(path, command=command, pass_fds=[fd], environment=environment) as edu:
-        with edu.client() as client:
-            assert identify(client) == EDU_ID
-        edu.stop()
-    assert path.is_socket()
-
-
-def test_systemds_sockets_have_names(listening: socket.socket, path: Path) -> None:
-    script = (
-        "import os; from vfio_user_bridge.listener import activated;"
-        "print([(name, listener.socket.getsockname()) for name, listener in activated()],"
-        "[key for key in os.environ if key.startswith('LISTEN_')], activated())"
-    )
-    fd = listening.fileno()
-    done = subprocess.run(
-        [*activation(fd), sys.executable, "-c", script],
-        env={"LISTEN_FDS": "3", "LISTEN_FDNAMES": "edu:nic"},
-        pass_fds=[fd],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=True,
-    )
-    expected = [("edu", str(path)), ("nic", str(path)), ("", str(path))]
-    assert done.stdout == f"{expected} [] []\n"
-
-
 # ---- One client at a time -------------------------------------------------------------------
 
 

@@ -44,8 +44,8 @@ examples:
   vfio-user-bridge serve 01:10.1 01:10.2 --socket-dir /run/bridge
       makes /run/bridge/0000:01:10.1.sock and /run/bridge/0000:01:10.2.sock
 
-Started by a systemd socket unit it takes the sockets passed in. Several are
-matched by FileDescriptorName=, with - for : (0000-01-10.1), else by order.
+Started by systemd it takes the sockets and IOMMU groups passed in. Sockets are
+matched by the names of their files (0000:01:10.1.sock), else by order.
 
 Prints a line for each device when its socket accepts connections. SIGTERM and
 SIGINT end it: the device is reset, socket files are removed.
@@ -188,6 +188,14 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--fd", metavar="N", type=int, help="a listening socket, passed in")
     where.add_argument(
         "--socket-dir", metavar="DIR", type=Path, help="where each device gets NAME.sock"
+    )
+    parser.add_argument(
+        "--group-fd",
+        metavar="N",
+        type=int,
+        action="append",
+        default=[],
+        help="an open /dev/vfio/GROUP, passed in; repeat it for each group",
     )
     parser.add_argument(
         "--socket-mode",

@@ -13,6 +13,7 @@ import os
 import resource
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,16 +44,21 @@ class _Entry:
 
 
 class Container:
-    """One IOMMU group in a container of its own, type1v2, and what is mapped there."""
+    """One IOMMU group in a container of its own, type1v2, and what is mapped there.
 
-    def __init__(self, number: int, limits: Limits) -> None:
+    :param group: the group's open node, which is the container's to close; else it is opened here
+    :raise DeviceError: the group can't be had, and why
+    """
+
+    def __init__(self, number: int, limits: Limits, group: int | None = None) -> None:
         self.number = number
         self._changed = threading.Condition()  # the group's functions have a thread each
         self._files = ClientFiles(limits.mapped)
         self._maps = DmaTable()
         self._entries: dict[int, _Entry] = {}  # by IOVA
         self.users = 0
-        self._container = self._group = -1
+        self._container = -1
+        self._group = -1 if group is None else group
         try:
             self._open()
         except BaseException:
@@ -74,8 +80,12 @@ class Container:
                     "this kernel's VFIO has no type1v2 IOMMU: modprobe vfio_iommu_type1"
                 )
             node = f"/dev/vfio/{self.number}"
-            self._group = vfio.group_open(self.number)
-            if not vfio.group_viable(self._group):
+            if self._group < 0:
+                self._group = vfio.group_open(self.number)
+            elif vfio.group_flags(self._group) & vfio.VFIO_GROUP_FLAGS_CONTAINER_SET:
+                # It has outlived a process that was killed, whose container still hangs on it.
+                vfio.group_unset_container(self._group)
+            if not vfio.group_flags(self._group) & vfio.VFIO_GROUP_FLAGS_VIABLE:
                 raise DeviceError(
                     f"IOMMU group {self.number} is not viable: a host driver has a device of it;"
                     " vfio-user-bridge list shows which"
@@ -185,10 +195,13 @@ class Iommu:
     """The containers of this process, one for each IOMMU group in use.
 
     :param limits: what clients may have; of memory, in each
+    :param passed: open nodes of groups by the group's number, for use instead of /dev/vfio/GROUP
     """
 
-    def __init__(self, limits: Limits = DEFAULTS) -> None:
+    def __init__(self, limits: Limits = DEFAULTS, passed: Mapping[int, int] | None = None) -> None:
         self._limits = limits
+        #: those that no device has asked for yet
+        self.passed = dict(passed or {})
         self._containers: dict[int, Container] = {}
         self.hot_reset = HotReset(self._containers)
 
@@ -196,7 +209,8 @@ class Iommu:
         """:raise DeviceError: the group can't be had, and why"""
         container = self._containers.get(group)
         if container is None:
-            container = self._containers[group] = Container(group, self._limits)
+            node = self.passed.pop(group, None)
+            container = self._containers[group] = Container(group, self._limits, node)
         container.users += 1
         return container
 
@@ -205,6 +219,11 @@ class Iommu:
         if not container.users:
             del self._containers[container.number]
             container.close()
+
+    def close(self) -> None:
+        """Close the nodes that were passed for nothing."""
+        while self.passed:
+            os.close(self.passed.popitem()[1])
 
 
 def _explain_open(node: str, group: int, error: OSError) -> str:

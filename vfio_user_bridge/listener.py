@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The sockets that clients come to: made here, inherited as a descriptor, or systemd's."""
+"""The sockets that clients come to: made here, or inherited as descriptors."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from pathlib import Path
 
 from .errors import BridgeError
 
-#: systemd's first descriptor (SD_LISTEN_FDS_START)
-_LISTEN_FDS_START = 3
-
 
 @dataclass(frozen=True, slots=True)
 class Listener:
@@ -23,6 +20,14 @@ class Listener:
     socket: socket.socket
     path: Path | None = None
     inode: int = 0
+
+    @property
+    def address(self) -> str:
+        """As ss(8) writes it: a path, or @name for one in the abstract namespace."""
+        address = self.socket.getsockname()
+        if isinstance(address, bytes):
+            return "@" + address[1:].decode(errors="replace")
+        return str(address)
 
     def close(self) -> None:
         """Stop listening. A file that another server has put in place of ours stays."""
@@ -94,16 +99,3 @@ def inherited(fd: int) -> Listener:
         raise BridgeError(f"file descriptor {fd} is no listening UNIX stream socket")
     sock.set_inheritable(False)
     return Listener(sock)
-
-
-def activated() -> list[tuple[str, Listener]]:
-    """What systemd listens on for us (sd_listen_fds_with_names): name and socket of each.
-
-    :raise BridgeError: one of them is no listening UNIX stream socket
-    """
-    if os.environ.pop("LISTEN_PID", "") != str(os.getpid()):
-        return []
-    count = int(os.environ.pop("LISTEN_FDS", "0"))
-    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
-    names += [""] * (count - len(names))
-    return [(names[n], inherited(_LISTEN_FDS_START + n)) for n in range(count)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""`vfio-user-bridge serve`: which device goes on which socket, and all of it or nothing.
+"""`vfio-user-bridge serve`: every device on its socket, all of it or nothing.
 
 Follows the specification's "Backend Program Conventions": stays in the foreground, takes
 --socket-path or --fd. systemd's LISTEN_FDS, which no option names, is the third way in.
@@ -8,21 +8,22 @@ Follows the specification's "Backend Program Conventions": stays in the foregrou
 from __future__ import annotations
 
 import logging
+import os
 import signal
-import socket
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .activation import passed
 from .device import Device
 from .errors import UsageError
 from .limits import Limits, parse
-from .listener import Listener, activated, inherited, listen
+from .notify import Manager
 from .server import Server
 from .session import Session
+from .sockets import Sockets
 
 if TYPE_CHECKING:
     from .iommu import Iommu
@@ -57,15 +58,18 @@ def serve(options: Namespace) -> None:
 
 
 def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
+    given = passed()  # before there are other descriptors
     with ExitStack() as undo:
         server = Server(
             reset_on_disconnect=options.on_disconnect == "reset",
             limits=limits,
             session=_engine(options.engine),
+            manager=Manager(os.environ),
         )
         undo.callback(server.close)
-        sockets = _Sockets(options, names, undo)
-        devices = _Devices(limits, bar_mmap=options.bar_mmap == "auto")
+        sockets = Sockets(options, names, given.sockets, undo)
+        groups = [*options.group_fd, *given.files]
+        devices = _Devices(limits, groups, undo, bar_mmap=options.bar_mmap == "auto")
         ready = []
         for text, name in zip(options.devices, names, strict=True):
             device = devices.open(text, name)
@@ -75,7 +79,8 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
                 device.close()
                 raise
             server.add(device, listener)
-            ready.append(f"{name} ready on {_address(listener.socket)}\n")
+            ready.append(f"{name} ready on {listener.address}\n")
+        devices.check_groups()
         sys.stdout.write("".join(ready))
         sys.stdout.flush()
         server.run()
@@ -110,12 +115,25 @@ def device_name(text: str) -> str:
 
 
 class _Devices:
-    """Opens devices; those of the host share an `Iommu`."""
+    """Opens devices; those of the host share an `Iommu`.
 
-    def __init__(self, limits: Limits, *, bar_mmap: bool) -> None:
+    :param groups: open nodes of IOMMU groups that were passed in
+    :param undo: closes those that no device asked for
+    :raise BridgeError: one of them is no such node
+    """
+
+    def __init__(
+        self, limits: Limits, groups: Sequence[int], undo: ExitStack, *, bar_mmap: bool
+    ) -> None:
         self._limits = limits
         self._bar_mmap = bar_mmap
         self._iommu: Iommu | None = None
+        if groups:
+            from .iommu import Iommu
+            from .kernel.groupfd import by_group
+
+            self._iommu = Iommu(limits, by_group(groups))
+            undo.callback(self._iommu.close)
 
     def open(self, text: str, name: str) -> Device:
         if text.startswith(MODEL):
@@ -129,57 +147,9 @@ class _Devices:
             self._iommu = Iommu(self._limits)
         return HostDevice(name, self._iommu, bar_mmap=self._bar_mmap)
 
-
-class _Sockets:
-    """Opens the socket for a device, or has it already: ``--fd``, systemd."""
-
-    def __init__(self, options: Namespace, names: Sequence[str], undo: ExitStack) -> None:
-        """:raise UsageError: no socket was named, or those passed in don't fit *names*"""
-        self._path: Path | None = options.socket_path
-        self._folder: Path | None = options.socket_dir
-        self._mode: int = options.socket_mode
-        self._given: dict[str, Listener] = {}
-        if options.fd is not None:
-            self._given = {names[0]: inherited(options.fd)}
-        elif not self._path and not self._folder:
-            self._given = match_sockets(activated(), names)
-        for listener in self._given.values():
-            undo.callback(listener.close)
-
-    def open(self, name: str) -> Listener:
-        if name in self._given:
-            return self._given[name]
-        path = self._folder / f"{name}.sock" if self._folder else self._path
-        assert path is not None
-        return listen(path, self._mode)
-
-
-def match_sockets(
-    sockets: Sequence[tuple[str, Listener]], names: Sequence[str]
-) -> dict[str, Listener]:
-    """Which of systemd's *sockets*, each with its FileDescriptorName=, is for which device.
-
-    By name if one is a device's, else by order. A FileDescriptorName can't contain colons:
-    0000-01-10.1 is the name for 0000:01:10.1.
-
-    :raise UsageError: there are none, or they don't fit
-    """
-    if not sockets:
-        raise UsageError("no socket: give --socket-path PATH, --socket-dir DIR or --fd N")
-    if len(sockets) != len(names):
-        raise UsageError(f"{len(sockets)} sockets were passed in for {len(names)} devices")
-    spelled = {name.replace(":", "-"): name for name in names}
-    if not any(given in spelled for given, _ in sockets):
-        return {name: listener for name, (_, listener) in zip(names, sockets, strict=True)}
-    by_name = dict(sockets)
-    if missing := [spelling for spelling in spelled if spelling not in by_name]:
-        raise UsageError(f"no socket was passed in with FileDescriptorName={missing[0]}")
-    return {name: by_name[spelling] for spelling, name in spelled.items()}
-
-
-def _address(listener: socket.socket) -> str:
-    """As ss(8) writes it: a path, or @name for one in the abstract namespace."""
-    address = listener.getsockname()
-    if isinstance(address, bytes):
-        return "@" + address[1:].decode(errors="replace")
-    return str(address)
+    def check_groups(self) -> None:
+        """:raise UsageError: a group was passed in, and none of the devices opened is in it"""
+        for group, fd in self._iommu.passed.items() if self._iommu else ():
+            raise UsageError(
+                f"file descriptor {fd} is IOMMU group {group}, and none of the devices is in it"
+            )

@@ -16,11 +16,10 @@ from functools import partial
 
 from .device import Device
 from .limits import DEFAULTS, Limits
-from .listener import Listener, activated, inherited, listen
+from .listener import Listener
+from .notify import Manager
 from .session import Session
 from .transport import Connection
-
-__all__ = ["Server", "activated", "inherited", "listen"]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +37,7 @@ class _Port:
         self.device = device
         self.listener = listener
         self.client: Connection | None = None
+        self.peer = ""  # who that is
         self.thread: threading.Thread | None = None
         self.over = threading.Event()  # the latest conversation is
         self.over.set()
@@ -56,6 +56,7 @@ class Server:
     :param reset_on_disconnect: whether a device is reset when its client has gone
     :param limits: what each client may have
     :param session: who converses with clients: our own engine, or another
+    :param manager: who is told how the server does
     """
 
     def __init__(
@@ -64,10 +65,12 @@ class Server:
         reset_on_disconnect: bool = True,
         limits: Limits = DEFAULTS,
         session: type[Session] = Session,
+        manager: Manager | None = None,
     ) -> None:
         self._reset = reset_on_disconnect
         self._limits = limits
         self._session = session
+        self._manager = manager or Manager({})
         self._ports: list[_Port] = []
         self._selector = selectors.DefaultSelector()
         self._bell, self._ringer = socket.socketpair()
@@ -93,7 +96,9 @@ class Server:
                 self._open_door(port)
                 if port.device.host_request is not None:
                     self._register(port.device.host_request, partial(self._give_notice, port))
+            self._manager.ready()
             while self._ports and not self._stopped_by:
+                self._manager.report(self._status())
                 for key, _ in self._selector.select(self._patience()):
                     key.data()
                 for port in self._ports:
@@ -103,10 +108,17 @@ class Server:
             if self._stopped_by:
                 log.info("stopping: %s", signal.Signals(self._stopped_by).name)
         finally:
+            self._manager.stopping()
             self.close()
             signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _status(self) -> str:
+        """Which devices have a client, for `systemctl status`."""
+        return "; ".join(
+            f"{port.device.name}: {port.peer if port.busy else 'no client'}" for port in self._ports
+        )
 
     def close(self) -> None:
         """No more clients, those that are there put out, sockets removed, devices given back."""
@@ -174,6 +186,7 @@ class Server:
             log.warning("%s: refused %s: %s", port.device.name, peer, refusal)
             sock.close()
             return
+        port.peer = peer
         port.client = Connection(sock, self._limits)
         port.over = threading.Event()
         port.thread = threading.Thread(
@@ -211,9 +224,15 @@ class Server:
             )
 
     def _patience(self) -> float | None:
-        """How long to wait for an event: until the next grace period ends, in seconds."""
-        deadlines = [port.deadline for port in self._ports if port.deadline is not None]
-        return max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+        """How long to wait for an event, in seconds.
+
+        Until the next grace period ends, or the manager must have a sign of life.
+        """
+        now = time.monotonic()
+        waits = [max(0.0, port.deadline - now) for port in self._ports if port.deadline is not None]
+        if (patience := self._manager.patience) is not None:
+            waits.append(patience)
+        return min(waits, default=None)
 
     def _let_go(self) -> None:
         """Close the devices that the host wants back and no client has, or has for too long."""

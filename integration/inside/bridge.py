@@ -44,7 +44,11 @@ class Bridge:
     """`serve` of *devices*, with more *options*; *prefix* is a command to run it by."""
 
     def __init__(
-        self, *devices: str, options: Sequence[str] = (), prefix: Sequence[str] = ()
+        self,
+        *devices: str,
+        options: Sequence[str] = (),
+        prefix: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="bridge"))
         self.folder.chmod(0o777)
@@ -57,6 +61,7 @@ class Bridge:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                pass_fds=pass_fds,
             )
         assert self.process.stdout
         ready = [self.process.stdout.readline() for _ in devices]

@@ -29,6 +29,7 @@ VFIO_CHECK_EXTENSION = VFIO_TYPE << 8 | VFIO_BASE + 1
 VFIO_SET_IOMMU = VFIO_TYPE << 8 | VFIO_BASE + 2
 VFIO_GROUP_GET_STATUS = VFIO_TYPE << 8 | VFIO_BASE + 3
 VFIO_GROUP_SET_CONTAINER = VFIO_TYPE << 8 | VFIO_BASE + 4
+VFIO_GROUP_UNSET_CONTAINER = VFIO_TYPE << 8 | VFIO_BASE + 5
 VFIO_GROUP_GET_DEVICE_FD = VFIO_TYPE << 8 | VFIO_BASE + 6
 VFIO_DEVICE_GET_INFO = VFIO_TYPE << 8 | VFIO_BASE + 7
 VFIO_DEVICE_GET_REGION_INFO = VFIO_TYPE << 8 | VFIO_BASE + 8
@@ -43,6 +44,7 @@ VFIO_IOMMU_UNMAP_DMA = VFIO_TYPE << 8 | VFIO_BASE + 14
 VFIO_DEVICE_FEATURE = VFIO_TYPE << 8 | VFIO_BASE + 17
 
 VFIO_GROUP_FLAGS_VIABLE = 1 << 0
+VFIO_GROUP_FLAGS_CONTAINER_SET = 1 << 1
 
 VFIO_REGION_INFO_CAP_SPARSE_MMAP = 1
 VFIO_REGION_INFO_CAP_MSIX_MAPPABLE = 3
@@ -153,15 +155,21 @@ def group_open(number: int) -> int:
     return _open(f"/dev/vfio/{number}")
 
 
-def group_viable(group: int) -> bool:
+def group_flags(group: int) -> int:
+    """VFIO_GROUP_FLAGS_ or'ed together; a group with a container counts as viable."""
     data = bytearray(GROUP_STATUS.pack(GROUP_STATUS.size, 0))
     ioctl(group, VFIO_GROUP_GET_STATUS, data)
     flags: int = GROUP_STATUS.unpack(data)[1]
-    return bool(flags & VFIO_GROUP_FLAGS_VIABLE)
+    return flags
 
 
 def group_set_container(group: int, container: int) -> None:
     ioctl(group, VFIO_GROUP_SET_CONTAINER, Struct("=i").pack(container))
+
+
+def group_unset_container(group: int) -> None:
+    """:raise OSError: EBUSY while someone has a device of it open"""
+    ioctl(group, VFIO_GROUP_UNSET_CONTAINER)
 
 
 def group_get_device(group: int, name: str) -> int:

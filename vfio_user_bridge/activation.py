@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What systemd passes at start (sd_listen_fds(3)): sockets it listens on, files it opened or kept.
+
+They are told apart by their kind, not by FileDescriptorName=: what isn't a socket must be an IOMMU
+group's node, from OpenFile= or from the file descriptor store.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+from .errors import BridgeError
+
+#: systemd's first descriptor (SD_LISTEN_FDS_START)
+_LISTEN_FDS_START = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """Descriptors, in the order in which they were passed."""
+
+    sockets: tuple[int, ...] = ()
+    files: tuple[int, ...] = ()
+
+
+def passed() -> Passed:
+    """What was passed to this process. A second call finds nothing.
+
+    :raise BridgeError: the environment and the descriptors contradict each other
+    """
+    process, count, _names = (
+        os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+    )
+    if process != str(os.getpid()):
+        return Passed()
+    if not count.isdecimal():
+        raise BridgeError(f"LISTEN_FDS={count} is no number: whatever set it isn't systemd")
+    fds = range(_LISTEN_FDS_START, _LISTEN_FDS_START + int(count))
+    sockets = tuple(fd for fd in fds if _is_socket(fd))
+    return Passed(sockets, tuple(fd for fd in fds if fd not in sockets))
+
+
+def _is_socket(fd: int) -> bool:
+    try:
+        return stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError:
+        raise BridgeError(f"LISTEN_FDS promises file descriptor {fd}, which isn't open") from None
