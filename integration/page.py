@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Pages of docs/users, run as they stand: their commands, and the output that they show.
+
+A page's sessions are its ```console blocks. A line that begins with "# " is a command for root's
+shell, and goes on in the next line where it ends with a backslash. What follows it, up to the next
+command, is what it prints; "…" stands for anything in a line, a line of just "…" for any lines. A
+command without output may print what it likes. One shell runs all of a page; what a page leaves
+running in the background ("&") ends with it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs/users"
+PROMPT = "# "
+ANYTHING = "…"
+TIMEOUT = 120.0  # seconds, for a command
+STATUS = re.compile(rb"\x00(\d+)\x00")  # what the shell says when a command has ended
+
+
+class PageError(Exception):
+    """A page's command failed, or printed something else than the page shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command of a page, and what it prints."""
+
+    line: str
+    output: str = ""
+
+    @property
+    def expected(self) -> re.Pattern[str]:
+        """What the output must match, at its beginning for commands in the background."""
+        lines = []
+        for line in self.output.splitlines(keepends=True):
+            if line.strip() == ANYTHING:
+                lines.append(r"(?:.*\n)*?")
+            else:
+                lines.append("[^\n]*".join(map(re.escape, line.split(ANYTHING))))
+        return re.compile("".join(lines))
+
+
+def parse(text: str) -> list[Command]:
+    """Return the commands of the page `text`, in order."""
+    commands: list[Command] = []
+    for block in re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        for part in re.split(rf"^{PROMPT}", block, flags=re.MULTILINE)[1:]:
+            command = re.match(r"(?:.*\\\n)*.*\n", part)
+            assert command
+            commands.append(Command(command[0].rstrip("\n"), part[command.end() :]))
+    return commands
+
+
+class Shell:
+    """A shell that runs commands one after the other, and says what each printed."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            ("sh",),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.killpg(self._process.pid, signal.SIGTERM)
+        self._process.wait()
+
+    def run(self, command: Command, timeout: float = TIMEOUT) -> None:
+        """Run it until it has ended, or was sent to the background and printed what it should.
+
+        :raise PageError: it failed, hung, or printed something else.
+        """
+        assert self._process.stdin
+        self._process.stdin.write(f"{command.line}\nprintf '\\0%d\\0' $?\n".encode())
+        self._process.stdin.flush()
+        background = command.line.endswith("&")
+        deadline = time.monotonic() + timeout
+        said = b""
+        while True:
+            status = STATUS.search(said)
+            output = STATUS.sub(b"", said).decode(errors="replace")
+            if status and int(status[1]):
+                raise PageError(f"{command.line}: exit status {int(status[1])}: {output}")
+            if status and background and command.expected.match(output):
+                break
+            if status and not background:
+                if command.output and not command.expected.fullmatch(output):
+                    raise PageError(f"{command.line}: not what the page shows: {output}")
+                break
+            more = self._read(deadline)
+            if not more:
+                raise PageError(f"{command.line}: no end after {timeout:.0f} s: {output}")
+            said += more
+        sys.stdout.write(f"{PROMPT}{command.line}\n{output}")  # pytest shows it with a failure
+
+    def _read(self, deadline: float) -> bytes:
+        assert self._process.stdout
+        fd = self._process.stdout.fileno()
+        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+        return os.read(fd, 65536) if ready else b""
+
+
+def run(name: str, here: Mapping[str, str], timeout: float = TIMEOUT) -> None:
+    """Run the page `name` of docs/users, with what is otherwise `here` replaced.
+
+    :param here: by what the page says (a device's address, say), what it is on this machine; the
+        text must be there, so that a page can't lose it unnoticed.
+    :param timeout: seconds for each command.
+    :raise PageError: a command failed, hung, or printed something else than the page shows.
+    """
+    text = (FOLDER / name).read_text()
+    for there, ours in here.items():
+        if there not in text:
+            raise PageError(f"{name} doesn't say {there!r} any more")
+        text = text.replace(there, ours)
+    with Shell() as shell:
+        for command in parse(text):
+            shell.run(command, timeout)

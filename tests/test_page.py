@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The runner of documentation pages notices what it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from integration import page
+from integration.page import Command, PageError, Shell, parse
+
+PAGE = """\
+Text with `# no command`.
+
+    # echo neither
+
+```console
+# echo one \\
+    two
+one two
+# true
+```
+
+```sh
+# not this
+```
+
+```console
+# seq 3
+1
+…
+```
+"""
+
+
+def test_commands_and_their_output() -> None:
+    assert parse(PAGE) == [
+        Command("echo one \\\n    two", "one two\n"),
+        Command("true"),
+        Command("seq 3", "1\n…\n"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("output", "printed", "same"),
+    [
+        ("a\n", "a\n", True),
+        ("a\n", "b\n", False),
+        ("a\n", "a\na\n", False),
+        ("pid … ready\n", "pid 12 ready\n", True),
+        ("pid … ready\n", "pid 12\n ready\n", False),
+        ("1\n…\n", "1\n2\n3\n", True),
+        ("1\n…\n", "2\n", False),
+        ("a.c\n", "abc\n", False),
+    ],
+)
+def test_what_is_expected(output: str, printed: str, same: bool) -> None:
+    assert bool(Command("", output).expected.fullmatch(printed)) == same
+
+
+def test_one_shell_runs_all() -> None:
+    with Shell() as shell:
+        shell.run(Command("name=value; cd /"))
+        shell.run(Command('echo "$name $(pwd)"', "value /\n"))
+        shell.run(Command("(sleep 0.05; echo late) &", "late\n"))
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (Command("false"), "exit status 1"),
+        (Command("echo two", "one\n"), "not what the page shows: two"),
+        (Command("sleep 9"), "no end after"),
+        (Command("sleep 9 &", "one\n"), "no end after"),
+        (Command("exit 3"), "no end after"),
+    ],
+)
+def test_what_is_noticed(command: Command, says: str) -> None:
+    with Shell() as shell, pytest.raises(PageError, match=says):
+        shell.run(command, timeout=0.3)
+
+
+def test_what_is_otherwise_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "FOLDER", tmp_path)
+    (tmp_path / "a.md").write_text("```console\n# test 01:10.1 = here\n```\n")
+    page.run("a.md", {"01:10.1": "here"})
+    with pytest.raises(PageError, match=r"doesn't say '02:10\.1' any more"):
+        page.run("a.md", {"02:10.1": "here"})
