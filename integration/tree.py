@@ -51,7 +51,7 @@ PACKAGES = (
     "procps",
     "python3",
     "python3-pip",
-    "python3-pytest",
+    *("python3-pytest", "python3-pytest-timeout"),
     *("systemd-sysv", "udev", "dbus"),
 )
 
@@ -67,6 +67,7 @@ MODULES = (
     "arch",
     "crypto",
     "drivers/block",
+    "drivers/char/virtio_console.ko",
     "drivers/dca",
     "drivers/i2c",
     "drivers/iommu",
