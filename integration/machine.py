@@ -141,14 +141,14 @@ def _arguments(initramfs: Path, results: Path, remapping: bool, systemd: bool) -
 
 
 def _monitor(socket: Path) -> list[str]:
-    """Let the machine command its own QEMU: its second serial port is a QMP monitor.
+    """Let the machine command its own QEMU: its virtio port is a QMP monitor.
 
     What happens to hardware from outside, such as an error on a PCIe link, is made that way.
     """
     return [
         *("-qmp", f"unix:{socket},server=on,wait=off"),
-        *("-chardev", f"socket,id=ttyS1,path={socket}"),
-        *("-device", "isa-serial,chardev=ttyS1,index=1"),
+        *("-chardev", f"socket,id=monitor,path={socket}"),
+        *("-device", "virtio-serial-pci,addr=5.0", "-device", "virtserialport,chardev=monitor"),
     ]
 
 

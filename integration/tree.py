@@ -67,7 +67,6 @@ MODULES = (
     "arch",
     "crypto",
     "drivers/block",
-    "drivers/char/virtio_console.ko",
     "drivers/dca",
     "drivers/i2c",
     "drivers/iommu",
