@@ -4,8 +4,9 @@
 A page's sessions are its ```console blocks. A line that begins with "# " is a command for root's
 shell, and goes on in the next line where it ends with a backslash. What follows it, up to the next
 command, is what it prints; "…" stands for anything in a line, a line of just "…" for any lines. A
-command without output may print what it likes. One shell runs all of a page; what a page leaves
-running in the background ("&") ends with it.
+command without output may print what it likes. In a block that begins with "```console fails" each
+command must fail. One shell runs all of a page; what a page leaves running in the background ("&")
+ends with it, and what that prints later is in nobody's way.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs/users"
 PROMPT = "# "
 ANYTHING = "…"
 TIMEOUT = 120.0  # seconds, for a command
+BLOCK = re.compile(r"^```console( fails)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 STATUS = re.compile(rb"\x00(\d+)\x00")  # what the shell says when a command has ended
 
 
@@ -39,6 +42,7 @@ class Command:
 
     line: str
     output: str = ""
+    fails: bool = False
 
     @property
     def expected(self) -> re.Pattern[str]:
@@ -55,11 +59,12 @@ class Command:
 def parse(text: str) -> list[Command]:
     """Return the commands of the page `text`, in order."""
     commands: list[Command] = []
-    for block in re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+    for fails, block in BLOCK.findall(text):
         for part in re.split(rf"^{PROMPT}", block, flags=re.MULTILINE)[1:]:
             command = re.match(r"(?:.*\\\n)*.*\n", part)
             assert command
-            commands.append(Command(command[0].rstrip("\n"), part[command.end() :]))
+            output = part[command.end() :]
+            commands.append(Command(command[0].rstrip("\n"), output, bool(fails)))
     return commands
 
 
@@ -67,6 +72,8 @@ class Shell:
     """A shell that runs commands one after the other, and says what each printed."""
 
     def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="page")
+        self._background: list[Path] = []
         self._process = subprocess.Popen(
             ("sh",),
             stdin=subprocess.PIPE,
@@ -81,34 +88,51 @@ class Shell:
     def __exit__(self, *_: object) -> None:
         os.killpg(self._process.pid, signal.SIGTERM)
         self._process.wait()
+        for log in self._background:
+            sys.stdout.write(f"In the background:\n{log.read_text()}")
+        self._folder.cleanup()
 
     def run(self, command: Command, timeout: float = TIMEOUT) -> None:
         """Run it until it has ended, or was sent to the background and printed what it should.
 
-        :raise PageError: it failed, hung, or printed something else.
+        :raise PageError: it failed (or didn't, though it should), hung, or printed something else.
         """
-        assert self._process.stdin
-        self._process.stdin.write(f"{command.line}\nprintf '\\0%d\\0' $?\n".encode())
-        self._process.stdin.flush()
-        background = command.line.endswith("&")
         deadline = time.monotonic() + timeout
+        sys.stdout.write(f"{PROMPT}{command.line}\n")  # pytest shows it with a failure
+        if command.line.endswith("&"):
+            self._start(command, deadline)
+            return
+        status, output = self._execute(command.line, deadline)
+        sys.stdout.write(output)
+        if bool(status) != command.fails:
+            raise PageError(f"{command.line}: exit status {status}: {output}")
+        if command.output and not command.expected.fullmatch(output):
+            raise PageError(f"{command.line}: not what the page shows: {output}")
+
+    def _start(self, command: Command, deadline: float) -> None:
+        log = Path(self._folder.name, str(len(self._background)))
+        self._background.append(log)
+        self._execute(f"{{ {command.line}\n}} >{log} 2>&1", deadline)
+        while not command.expected.match(log.read_text()):
+            if time.monotonic() > deadline:
+                raise PageError(f"{command.line}: no end of waiting for {command.output}")
+            time.sleep(0.05)
+
+    def _execute(self, line: str, deadline: float) -> tuple[int, str]:
+        """Return the exit status of a command line, and what it printed."""
+        assert self._process.stdin
+        # What it reads is not what we write: that are the next commands.
+        self._process.stdin.write(f"{{ {line}\n}} </dev/null\nprintf '\\0%d\\0' $?\n".encode())
+        self._process.stdin.flush()
         said = b""
-        while True:
-            status = STATUS.search(said)
-            output = STATUS.sub(b"", said).decode(errors="replace")
-            if status and int(status[1]):
-                raise PageError(f"{command.line}: exit status {int(status[1])}: {output}")
-            if status and background and command.expected.match(output):
-                break
-            if status and not background:
-                if command.output and not command.expected.fullmatch(output):
-                    raise PageError(f"{command.line}: not what the page shows: {output}")
-                break
+        while not (status := STATUS.search(said)):
             more = self._read(deadline)
             if not more:
-                raise PageError(f"{command.line}: no end after {timeout:.0f} s: {output}")
+                raise PageError(f"{line}: no end: {said.decode(errors='replace')}")
             said += more
-        sys.stdout.write(f"{PROMPT}{command.line}\n{output}")  # pytest shows it with a failure
+        # A console's lines end as a terminal wants them.
+        output = STATUS.sub(b"", said).decode(errors="replace").replace("\r\n", "\n")
+        return int(status[1]), output
 
     def _read(self, deadline: float) -> bytes:
         assert self._process.stdout

@@ -31,6 +31,10 @@ one two
 1
 …
 ```
+
+```console fails
+# false
+```
 """
 
 
@@ -39,6 +43,7 @@ def test_commands_and_their_output() -> None:
         Command("echo one \\\n    two", "one two\n"),
         Command("true"),
         Command("seq 3", "1\n…\n"),
+        Command("false", fails=True),
     ]
 
 
@@ -64,16 +69,35 @@ def test_one_shell_runs_all() -> None:
         shell.run(Command("name=value; cd /"))
         shell.run(Command('echo "$name $(pwd)"', "value /\n"))
         shell.run(Command("(sleep 0.05; echo late) &", "late\n"))
+        shell.run(Command("test $name = other", fails=True))
+
+
+def test_what_the_background_prints_later_is_in_nobodys_way() -> None:
+    with Shell() as shell:
+        shell.run(Command("(echo early; sleep 0.1; echo later) &", "early\n"))
+        shell.run(Command("wait $!; echo now", "now\n"))
+
+
+def test_commands_do_not_read_those_to_come() -> None:
+    with Shell() as shell:
+        shell.run(Command("cat", ""))
+        shell.run(Command("echo here", "here\n"))
+
+
+def test_a_console_s_lines_are_lines() -> None:
+    with Shell() as shell:
+        shell.run(Command(r"printf 'a\r\nb\r\n'", "a\nb\n"))
 
 
 @pytest.mark.parametrize(
     ("command", "says"),
     [
         (Command("false"), "exit status 1"),
+        (Command("true", fails=True), "exit status 0"),
         (Command("echo two", "one\n"), "not what the page shows: two"),
-        (Command("sleep 9"), "no end after"),
-        (Command("sleep 9 &", "one\n"), "no end after"),
-        (Command("exit 3"), "no end after"),
+        (Command("sleep 9"), "no end"),
+        (Command("sleep 9 &", "one\n"), "no end"),
+        (Command("exit 3"), "no end"),
     ],
 )
 def test_what_is_noticed(command: Command, says: str) -> None:
