@@ -44,7 +44,7 @@ PACKAGES = (
     "iproute2",
     "kmod",
     "mount",
-    *("libvirt-daemon-system", "libvirt-clients"),
+    *("libvirt-daemon-system", "libvirt-clients", "apparmor"),
     *("podman", "crun", "podman-compose"),
     "pci.ids",
     "pciutils",
