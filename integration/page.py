@@ -28,6 +28,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs/users"
 PROMPT = "# "
 ANYTHING = "…"
 TIMEOUT = 120.0  # seconds, for a command
+PATIENCE = 30.0  # seconds, for what is in the background to end
 BLOCK = re.compile(r"^```console( fails)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 STATUS = re.compile(rb"\x00(\d+)\x00")  # what the shell says when a command has ended
 
@@ -81,13 +82,19 @@ class Shell:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        self._write("trap : TERM")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.killpg(self._process.pid, signal.SIGTERM)
-        self._process.wait()
+        os.killpg(self._process.pid, signal.SIGTERM)  # the shell stays, and waits for the others
+        try:
+            self._write("wait; exit")
+            self._process.wait(PATIENCE)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
         for log in self._background:
             sys.stdout.write(f"In the background:\n{log.read_text()}")
         self._folder.cleanup()
@@ -120,10 +127,8 @@ class Shell:
 
     def _execute(self, line: str, deadline: float) -> tuple[int, str]:
         """Return the exit status of a command line, and what it printed."""
-        assert self._process.stdin
         # What it reads is not what we write: that are the next commands.
-        self._process.stdin.write(f"{{ {line}\n}} </dev/null\nprintf '\\0%d\\0' $?\n".encode())
-        self._process.stdin.flush()
+        self._write(f"{{ {line}\n}} </dev/null\nprintf '\\0%d\\0' $?")
         said = b""
         while not (status := STATUS.search(said)):
             more = self._read(deadline)
@@ -134,6 +139,11 @@ class Shell:
         output = STATUS.sub(b"", said).decode(errors="replace").replace("\r\n", "\n")
         return int(status[1]), output
 
+    def _write(self, text: str) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(f"{text}\n".encode())
+        self._process.stdin.flush()
+
     def _read(self, deadline: float) -> bytes:
         assert self._process.stdout
         fd = self._process.stdout.fileno()
@@ -141,19 +151,27 @@ class Shell:
         return os.read(fd, 65536) if ready else b""
 
 
-def run(name: str, here: Mapping[str, str], timeout: float = TIMEOUT) -> None:
-    """Run the page `name` of docs/users, with what is otherwise `here` replaced.
+def read(name: str, here: Mapping[str, str]) -> str:
+    """Return the page `name` of docs/users, with what is otherwise `here` replaced.
 
     :param here: by what the page says (a device's address, say), what it is on this machine; the
         text must be there, so that a page can't lose it unnoticed.
-    :param timeout: seconds for each command.
-    :raise PageError: a command failed, hung, or printed something else than the page shows.
+    :raise PageError: it isn't.
     """
     text = (FOLDER / name).read_text()
     for there, ours in here.items():
         if there not in text:
             raise PageError(f"{name} doesn't say {there!r} any more")
         text = text.replace(there, ours)
+    return text
+
+
+def run(name: str, here: Mapping[str, str], timeout: float = TIMEOUT) -> None:
+    """Run the page `name`, with what is otherwise `here` replaced as `read` does it.
+
+    :param timeout: seconds for each command.
+    :raise PageError: a command failed, hung, or printed something else than the page shows.
+    """
     with Shell() as shell:
-        for command in parse(text):
+        for command in parse(read(name, here)):
             shell.run(command, timeout)

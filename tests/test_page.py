@@ -78,6 +78,13 @@ def test_what_the_background_prints_later_is_in_nobodys_way() -> None:
         shell.run(Command("wait $!; echo now", "now\n"))
 
 
+def test_the_background_has_ended_with_the_shell(tmp_path: Path) -> None:
+    with Shell() as shell:
+        work = f"trap 'sleep 0.1; touch {tmp_path}/ended; exit' TERM; echo ready; sleep 9 & wait"
+        shell.run(Command(f"({work}) &", "ready\n"))
+    assert (tmp_path / "ended").exists()
+
+
 def test_commands_do_not_read_those_to_come() -> None:
     with Shell() as shell:
         shell.run(Command("cat", ""))
