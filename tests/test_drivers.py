@@ -117,6 +117,14 @@ def test_unbind_leaves_others_alone(fake: FakeSysfs, state: Path) -> None:
     assert fake.writes == []
 
 
+def test_unbind_what_sysfs_has_unbound(fake: FakeSysfs, state: Path) -> None:
+    device = bound(fake, state)
+    fake.detach(NIC)
+    assert drivers.unbind(device, state=state) == "igb"
+    assert device.driver_override is None
+    assert not list(state.iterdir())
+
+
 def test_old_driver_does_not_come_back(fake: FakeSysfs, state: Path) -> None:
     device = bound(fake, state)
     fake.broken.add("igb")

@@ -67,7 +67,8 @@ def bind(device: PciDevice, *, state: Path = STATE) -> str | None:
 def unbind(device: PciDevice, *, state: Path = STATE, dev: Path = DEV_VFIO) -> str | None:
     """Take *device* from vfio-pci and let the driver have it that had it before.
 
-    Gives the driver that it has now. One that is not bound to vfio-pci is left alone.
+    Gives the driver that it has now. One that has another driver is left alone; one that was taken
+    from vfio-pci by way of sysfs, as it may be while it is served, gets its driver as well.
 
     :raise DeviceError: it is in use, the kernel said no, or the old driver didn't take it
     """
@@ -75,11 +76,11 @@ def unbind(device: PciDevice, *, state: Path = STATE, dev: Path = DEV_VFIO) -> s
     driver = device.driver
     if device.under_vfio:
         _refuse_in_use(device, dev)
-        _set_override(device, before.override if before else None)
-        _unbind(device)
     elif driver or not before:  # someone else gave it a driver, or wants it without
         _forget(device, state)
         return driver
+    _set_override(device, before.override if before else None)
+    _unbind(device)
     if before is None or before.driver:
         _probe(device)
     now = device.driver
