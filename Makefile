@@ -48,7 +48,7 @@ machine: venv ## real kernel VFIO, in the test machine
 	$(BIN)/python -m integration.machine --timeout 3600 -- $(INSIDE) integration/inside
 
 system: venv ## the bridge as it is installed and run: systemd, libvirt, podman
-	$(BIN)/python -m integration.machine --systemd --timeout 1800 -- $(INSIDE) integration/system
+	$(BIN)/python -m integration.machine --systemd --images --timeout 1800 -- $(INSIDE) integration/system
 
 fidelity: venv ## what the guest can tell: the table, direct against bridged; part of machine
 	$(BIN)/python -m integration.machine --timeout 3600 -- $(INSIDE) -m fidelity integration/inside

@@ -6,7 +6,7 @@ is its /checkout, read-only; a folder of the host is its /results; all else that
 thrown away. Its process 1 is a script, or systemd with all that it starts on a Debian host, and
 the product installed from its wheel.
 
-    python -m integration.machine [--systemd] [--device DEVICE]... -- COMMAND [ARGUMENT]...
+    python -m integration.machine [--systemd] [--images] [--device DEVICE]... -- COMMAND...
     python -m integration.machine [--systemd] --shell
 """
 
@@ -23,7 +23,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from integration import cache, guest, library, qemu, tree, wheel
+from integration import cache, containers, guest, library, qemu, tree, wheel
 from integration.devices import standard
 from integration.progress import LoggedStep, StepError, tail
 
@@ -85,6 +85,7 @@ def run(
     interactive: bool = False,
     remapping: bool = True,
     systemd: bool = False,
+    images: bool = False,
 ) -> int:
     """Run `command` in the machine, from the checkout's root as root; return its exit status.
 
@@ -96,6 +97,7 @@ def run(
     :param interactive: hand over the terminal instead, without log or timeout.
     :param remapping: whether the IOMMU remaps interrupts; without, a device has one MSI vector.
     :param systemd: have systemd as process 1.
+    :param images: have the container images among the results.
     :raise MachineError: it hung, or ended before the command did.
     :raise StepError: the machine can't be built.
     """
@@ -109,6 +111,8 @@ def run(
     if systemd:
         with LoggedStep("building the wheel", results / "wheel.log") as step:
             wheel.build(results, step)
+    if images:
+        containers.carry(results)
     with tempfile.TemporaryDirectory() as scratch:
         initramfs = Path(scratch, "initramfs")
         script = f"init={SYSTEMD if systemd else SCRIPT}\n{ROOT_SCRIPT}"
@@ -214,6 +218,7 @@ def main() -> int:
         "--no-remapping", action="store_true", help="an IOMMU that doesn't remap interrupts"
     )
     parser.add_argument("--systemd", action="store_true", help="systemd as process 1")
+    parser.add_argument("--images", action="store_true", help="the container images, in /results")
     parser.add_argument("--results", type=Path, help="the folder to be /results")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="in seconds (%(default)s)")
     parser.add_argument("command", nargs="*")
@@ -233,6 +238,7 @@ def main() -> int:
                 interactive=options.shell,
                 remapping=not options.no_remapping,
                 systemd=options.systemd,
+                images=options.images,
             )
         except (MachineError, StepError) as error:
             print(error, file=sys.stderr)

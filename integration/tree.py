@@ -19,6 +19,7 @@ from integration import cache
 from integration.progress import StepError, which
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from integration.progress import LoggedStep
@@ -126,12 +127,13 @@ def path() -> Path:
     return cache.artefact("tree", f"installing Debian {SUITE} with QEMU", recipe, _build)
 
 
-def host_packages(step: LoggedStep) -> None:
+def host_packages(step: LoggedStep, tools: Mapping[str, str]) -> None:
     """Install on the host, with apt-get, the tools that building takes and that it lacks.
 
+    :param tools: for each command, the Debian package that has it.
     :raise StepError: not root (which building itself takes too), or apt-get failed.
     """
-    missing = sorted({package for tool, package in HOST_TOOLS.items() if not which(tool)})
+    missing = sorted({package for tool, package in tools.items() if not which(tool)})
     if os.geteuid():
         raise StepError(f"{step.what}: not root; run this as root")
     if missing or not _mirror():
@@ -140,18 +142,27 @@ def host_packages(step: LoggedStep) -> None:
         step.run("apt-get", "install", "--yes", "--no-install-recommends", *missing)
 
 
+def mirror(step: LoggedStep) -> str:
+    """Return the URI that the host's own apt gets Debian from.
+
+    :raise StepError: it has none.
+    """
+    uri = _mirror()
+    if not uri:
+        raise StepError(
+            f"{step.what}: apt on this host has no Debian source; add one and try again"
+        )
+    return uri
+
+
 def kernel_release(tree: Path) -> str:
     """Return the release of the tree's kernel, as uname -r would say it."""
     return next((tree / "usr/lib/modules").iterdir()).name
 
 
 def _build(part: Path, step: LoggedStep) -> None:
-    host_packages(step)
-    mirror = _mirror()
-    if not mirror:
-        raise StepError(
-            f"{step.what}: apt on this host has no Debian source; add one and try again"
-        )
+    host_packages(step, HOST_TOOLS)
+    debian = mirror(step)
     options = [f"--dpkgopt={option}" for option in ("force-unsafe-io", *DPKG_PATHS)]
     step.run(
         "mmdebstrap",
@@ -165,8 +176,8 @@ def _build(part: Path, step: LoggedStep) -> None:
         f"--include={','.join(PACKAGES)}",
         SUITE,
         part,
-        f"deb [signed-by={KEYRING}] {mirror} {SUITE} main",
-        f"deb [signed-by={KEYRING}] {mirror} {BACKPORTS} main",
+        f"deb [signed-by={KEYRING}] {debian} {SUITE} main",
+        f"deb [signed-by={KEYRING}] {debian} {BACKPORTS} main",
     )
     # Fails here and now if the pin above has let in another QEMU.
     step.run("chroot", part, "qemu-system-x86_64", "-device", "vfio-user-pci,help")
