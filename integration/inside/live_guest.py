@@ -1,45 +1,25 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """A Linux guest that is talked to: command lines for its shell, QMP for its QEMU.
 
-Its console goes to a file. The shell is on the second serial port, reads a line at a time, and
-answers with the line's output and a line that has its exit status.
+Its console goes to a file.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from integration import guest, qemu
+from integration.guest_shell import SCRIPT, TIMEOUT, GuestShell
 from integration.progress import tail
 from vfio_user_bridge.qemu import arguments
 
 from .qmp import Qmp
 
 MEMORY = "512M"
-BOOT_TIMEOUT = 400.0  # seconds, of a machine in a machine on a busy host
-TIMEOUT = 90.0  # seconds for a command line
-
-READY = "ready"
-STATUS = re.compile(r"(.*?)\nstatus (\d+)\n", re.DOTALL)
-SHELL = f"""
-exec 3<>/dev/ttyS1
-stty raw -echo <&3
-echo {READY} >&3
-while read -r line <&3; do
-    eval "$line" >&3 2>&1
-    printf '\\nstatus %d\\n' $? >&3
-done
-"""
-
-
-class GuestError(Exception):
-    """The guest is gone, hangs, or a command line failed. The text has what was said last."""
 
 
 class LiveGuest:
@@ -65,13 +45,9 @@ class LiveGuest:
         append: str = "",
     ) -> None:
         self._console = folder / "console"
-        self._listener = socket.socket(socket.AF_UNIX)
-        shell = folder / "shell"
-        shell.unlink(missing_ok=True)
-        self._listener.bind(str(shell))
-        self._listener.listen(1)
+        self._shell = GuestShell(folder / "shell", self._console)
         initramfs = folder / "initramfs"
-        initramfs.write_bytes(guest.initramfs(script + SHELL, modules))
+        initramfs.write_bytes(guest.initramfs(script + SCRIPT, modules))
         self.qmp = Qmp(folder)
         command = [
             *qemu.find(),
@@ -79,7 +55,7 @@ class LiveGuest:
             *arguments([], MEMORY),
             *machine,
             *("-serial", f"file:{self._console}"),
-            *("-chardev", f"socket,id=shell,path={shell}", "-serial", "chardev:shell"),
+            *("-chardev", f"socket,id=shell,path={self._shell.path}", "-serial", "chardev:shell"),
             *self.qmp.arguments,
         ]
         for number, (name, path) in enumerate(sockets.items(), start=1):
@@ -90,41 +66,27 @@ class LiveGuest:
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         try:
             self.qmp.open()
-            self._listener.settimeout(TIMEOUT)
-            self._shell, _ = self._listener.accept()
-            self._said = ""
-            self.await_boot()
+            self._shell.accept()
+            self._shell.await_boot()
         except BaseException:
             self.process.kill()
             self.process.wait()
             raise
 
-    def await_boot(self) -> None:
-        """Wait until the shell is ready, at first and after a reboot."""
-        self._until(re.compile(rf".*{READY}\n", re.DOTALL), BOOT_TIMEOUT)
-
     def run(self, line: str) -> str:
-        """Execute a command line; gives its output, without the last newline.
-
-        :raise GuestError: its exit status isn't 0, or it takes too long
-        """
-        self.begin(line)
-        output, status = self._until(STATUS, TIMEOUT).groups()
-        if status != "0":
-            raise GuestError(f"{line!r} failed with status {status}: {output}")
-        return str(output).removesuffix("\n")
+        """As `GuestShell.run`."""
+        return self._shell.run(line)
 
     def begin(self, line: str) -> None:
-        """Hand a command line to the shell and don't wait for its end, if it has any."""
-        assert "\n" not in line
-        self._shell.sendall(line.encode() + b"\n")
+        """As `GuestShell.begin`."""
+        self._shell.begin(line)
 
     def reboot(self) -> None:
         """Have the guest reset its machine, and wait until it is up again."""
         self.qmp.command("set-action", reboot="reset")  # booted with -no-reboot, for a panic's sake
         self.begin("reboot -f")
         self.qmp.event("RESET", lambda data: bool(data["guest"]))
-        self.await_boot()
+        self._shell.await_boot()
         self.qmp.command("set-action", reboot="shutdown")
 
     def power_off(self) -> None:
@@ -141,26 +103,10 @@ class LiveGuest:
     def alive(self) -> bool:
         return self.process.poll() is None
 
-    def _until(self, pattern: re.Pattern[str], timeout: float) -> re.Match[str]:
-        """Take what the shell says up to the end of what *pattern* matches."""
-        self._shell.settimeout(timeout)
-        while not (match := pattern.match(self._said)):
-            try:
-                data = self._shell.recv(65536)
-            except TimeoutError:
-                data = b""
-            if not data:
-                console = tail(self._console) if self._console.exists() else ""
-                raise GuestError(f"it said {self._said!r}; the end of its console:\n{console}")
-            self._said += data.decode(errors="replace").replace("\r\n", "\n")
-        self._said = self._said[match.end() :]
-        return match
-
     def close(self) -> None:
         """End QEMU if it hasn't ended."""
         self.kill()
         self._shell.close()
-        self._listener.close()
         self.qmp.close()
         sys.stdout.write(tail(self._console))  # pytest shows it with a failure
 
