@@ -169,6 +169,26 @@ def _parser() -> argparse.ArgumentParser:
     args.add_argument("sockets", metavar="SOCKET", nargs="+", type=Path)
     args.add_argument("--memory", metavar="SIZE", default="4G", help="guest RAM (default: 4G)")
     args.set_defaults(run=_qemu_args)
+
+    xml = command("libvirt-xml", "print a libvirt domain whose PCI devices are on sockets")
+    what = xml.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--domain",
+        metavar="FILE",
+        type=Path,
+        help="the domain, as virsh dumpxml --inactive prints it, with its <hostdev> elements",
+    )
+    what.add_argument(
+        "--device", metavar="SOCKET", type=Path, help="print just what a device on SOCKET needs"
+    )
+    xml.add_argument(
+        "--socket-dir",
+        metavar="DIR",
+        type=Path,
+        default=Path("/run/vfio-user-bridge"),
+        help="where the devices have their sockets (default: %(default)s)",
+    )
+    xml.set_defaults(run=_libvirt_xml)
     return parser
 
 
@@ -339,3 +359,20 @@ def _qemu_args(options: argparse.Namespace) -> None:
     from .qemu import arguments
 
     print(shlex.join(arguments(options.sockets, options.memory)))
+
+
+def _libvirt_xml(options: argparse.Namespace) -> None:
+    from .libvirt import bridged, pieces
+
+    if options.device:
+        print(pieces(options.device), end="")
+        return
+    try:
+        text = options.domain.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise BridgeError(f"can't read {options.domain}: {reason}") from None
+    done = bridged(text, options.socket_dir.absolute())
+    print(done.text, end="")
+    for line in done.lost:
+        _complain(line)

@@ -32,7 +32,7 @@ def arguments(sockets: Iterable[Path], memory: str = DEFAULT_MEMORY) -> list[str
         "q35,memory-backend=mem",
         "-m",
         size,
-        *(word for path in sockets for word in ("-device", _compact(device(path)))),
+        *(word for path in sockets for word in ("-device", compact(device(path)))),
     ]
 
 
@@ -41,5 +41,6 @@ def device(socket: Path) -> dict[str, object]:
     return {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(socket.absolute())}}
 
 
-def _compact(properties: object) -> str:
+def compact(properties: object) -> str:
+    """As a word of the command line."""
     return json.dumps(properties, separators=(",", ":"), ensure_ascii=False)
