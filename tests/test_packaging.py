@@ -11,7 +11,13 @@ from vfio_user_bridge import cli
 
 TOP = Path(__file__).parents[1]
 #: folders whose files are all for the host's other programs
-FOLDERS = ("docs/man", "integration/bash", "integration/systemd", "integration/vfio-user")
+FOLDERS = (
+    "docs/man",
+    "integration/bash",
+    "integration/libvirt",
+    "integration/systemd",
+    "integration/vfio-user",
+)
 
 
 def setup() -> configparser.ConfigParser:
