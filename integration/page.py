@@ -151,14 +151,20 @@ class Shell:
         return os.read(fd, 65536) if ready else b""
 
 
-def read(name: str, here: Mapping[str, str]) -> str:
+def read(name: str, here: Mapping[str, str], section: str = "") -> str:
     """Return the page `name` of docs/users, with what is otherwise `here` replaced.
 
     :param here: by what the page says (a device's address, say), what it is on this machine; the
         text must be there, so that a page can't lose it unnoticed.
-    :raise PageError: it isn't.
+    :param section: only what is below this heading of the second level.
+    :raise PageError: it isn't, or there is no such section.
     """
     text = (FOLDER / name).read_text()
+    if section:
+        _, _, text = text.partition(f"\n## {section}\n")
+        text, _, _ = text.partition("\n## ")
+        if not text:
+            raise PageError(f"{name} has no section {section!r} any more")
     for there, ours in here.items():
         if there not in text:
             raise PageError(f"{name} doesn't say {there!r} any more")
@@ -166,12 +172,12 @@ def read(name: str, here: Mapping[str, str]) -> str:
     return text
 
 
-def run(name: str, here: Mapping[str, str], timeout: float = TIMEOUT) -> None:
-    """Run the page `name`, with what is otherwise `here` replaced as `read` does it.
+def run(name: str, here: Mapping[str, str], timeout: float = TIMEOUT, *, section: str = "") -> None:
+    """Run the page `name`, or a section, with what is otherwise `here` replaced as `read` does it.
 
     :param timeout: seconds for each command.
     :raise PageError: a command failed, hung, or printed something else than the page shows.
     """
     with Shell() as shell:
-        for command in parse(read(name, here)):
+        for command in parse(read(name, here, section)):
             shell.run(command, timeout)

@@ -42,3 +42,14 @@ def test_description_for_managers() -> None:
     assert description["type"] == "vfio-pci"  # as --print-capabilities says
     assert description["binary"] == f"/usr/bin/{cli.PROGRAM}"
     assert f"{cli.PROGRAM} =" in setup()["options.entry_points"]["console_scripts"]
+
+
+def test_units_run_the_command_that_a_package_installs() -> None:
+    for unit in (TOP / "integration/systemd").glob("*.service"):
+        words = [line.split("=", 1)[1].split()[0] for line in commands(unit)]
+        assert set(words) <= {f"/usr/bin/{cli.PROGRAM}", "udevadm"}, unit
+        assert f"/usr/bin/{cli.PROGRAM}" in words
+
+
+def commands(unit: Path) -> list[str]:
+    return [line for line in unit.read_text().splitlines() if line.startswith("Exec")]

@@ -118,3 +118,14 @@ def test_what_is_otherwise_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     page.run("a.md", {"01:10.1": "here"})
     with pytest.raises(PageError, match=r"doesn't say '02:10\.1' any more"):
         page.run("a.md", {"02:10.1": "here"})
+
+
+def test_a_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "FOLDER", tmp_path)
+    blocks = "## Bad\n```console\n# false\n```\n## Good\n```console\n# true\n```\n## Bad\n"
+    (tmp_path / "a.md").write_text(f"# Title\n{blocks}```console\n# false\n```\n")
+    page.run("a.md", {}, section="Good")
+    with pytest.raises(PageError, match="exit status 1"):
+        page.run("a.md", {}, section="Bad")
+    with pytest.raises(PageError, match="has no section 'Goo' any more"):
+        page.run("a.md", {}, section="Goo")

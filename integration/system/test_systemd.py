@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The units under systemd: what they may, and how bridges start, end and come back."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from integration import devices, page
+from integration.edu_script import (
+    BUFFER,
+    IRQ_ACKNOWLEDGE,
+    IRQ_RAISE,
+    MEMORY,
+    MESSAGE,
+    RUN,
+    TO_MEMORY,
+    Edu,
+    Seen,
+    see,
+)
+from integration.inside import edu
+from integration.inside.bridge import CONFIG, RemoteDevice
+from integration.inside.test_dma import IOVA, PAGE, TEXT, memory
+from vfio_user_bridge import qemu
+from vfio_user_bridge.device import PciRegion
+from vfio_user_bridge.kernel import pci
+
+UNITS = Path("/usr/lib/systemd/system")
+FOLDER = Path("/run/vfio-user-bridge")
+USER = "vfio-user-bridge"
+ALL = "vfio-user-bridge*"
+DEVICE = devices.EDU_ALONE
+WITH_DRIVER = devices.RTL8139
+ABSENT = "0000:66:00.0"
+EDU_ID = 0x11E81234
+PATIENCE = 60.0
+
+
+def systemctl(*arguments: str) -> str:
+    command = ("systemctl", *arguments)
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def service(device: str) -> str:
+    return f"vfio-user-bridge@{device}.service"
+
+
+def unit_socket(device: str) -> str:
+    return f"vfio-user-bridge@{device}.socket"
+
+
+def binding(device: str) -> str:
+    return f"vfio-user-bridge-bind@{device}.service"
+
+
+def prop(name: str, unit: str) -> str:
+    """A property of a unit, as systemctl show has it."""
+    return systemctl("show", "--value", f"--property={name}", unit)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < deadline, systemctl("list-units", "--all", ALL)
+        time.sleep(0.1)
+
+
+def client(device: str) -> RemoteDevice:
+    return RemoteDevice(FOLDER / f"{device}.sock")
+
+
+def works(device: RemoteDevice) -> None:
+    """An edu is there, and reaches the client's memory."""
+    assert device.read(CONFIG, 0, 4) == EDU_ID
+    device.enable()
+    with memory(2 * PAGE) as fd:
+        os.pwrite(fd, TEXT, 0)
+        device.dma_map(fd, IOVA, 2 * PAGE)
+        edu.copy(device, IOVA, IOVA + PAGE, len(TEXT))
+        assert os.pread(fd, len(TEXT), PAGE) == TEXT
+        device.dma_unmap(IOVA, 2 * PAGE)
+
+
+def serves(device: str) -> None:
+    with client(device) as remote:
+        works(remote)
+
+
+def process(device: str) -> dict[str, str]:
+    """/proc/PID/status of a device's bridge."""
+    path = Path("/proc", prop("MainPID", service(device)), "status")
+    return dict(line.split(":\t", 1) for line in path.read_text().splitlines())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed() -> None:
+    page.run("systemd.md", {}, section="Once")
+
+
+@pytest.fixture(autouse=True)
+def found_again() -> Iterator[None]:
+    """Nothing runs afterwards, every device is where it was, and no drop-in is left."""
+    drivers = {device.bdf: device.driver for device in pci.all_devices()}
+    yield
+    journal = ("journalctl", "--boot", "--no-pager", "--lines=60", f"--unit={ALL}")
+    subprocess.run(journal, check=False)  # pytest shows it with a failure
+    systemctl("stop", ALL)
+    for folder in Path("/etc/systemd/system").glob(f"{ALL}.d"):
+        for drop_in in folder.iterdir():
+            drop_in.unlink()
+        folder.rmdir()
+    systemctl("daemon-reload")
+    systemctl("reset-failed")
+    assert {device.bdf: device.driver for device in pci.all_devices()} == drivers
+    assert not list(FOLDER.glob("*.sock"))
+
+
+# ---- The units --------------------------------------------------------------------------------
+
+
+def test_systemd_finds_nothing_wrong() -> None:
+    units = sorted(map(str, UNITS.glob(ALL)))
+    assert len(units) == 3
+    # The tree has no man(1).
+    verify = ("systemd-analyze", "verify", "--man=no", *units)
+    assert subprocess.run(verify, capture_output=True, text=True, check=True).stderr == ""
+
+
+@pytest.mark.parametrize("unit", [service(DEVICE), binding(DEVICE)])
+def test_they_are_hardened(unit: str) -> None:
+    analyze = ("systemd-analyze", "security", "--no-pager", "--threshold=20", unit)  # tenths
+    subprocess.run(analyze, check=True)
+
+
+# ---- A device's life --------------------------------------------------------------------------
+
+
+def test_a_client_starts_the_bridge_and_the_host_gets_its_device_back() -> None:
+    there = {"0000:01:10.1": WITH_DRIVER}
+    driver = pci.find(WITH_DRIVER).driver
+    assert driver not in (None, "vfio-pci")
+    systemctl("start", unit_socket(WITH_DRIVER))
+    assert prop("ActiveState", service(WITH_DRIVER)) == "inactive"
+    assert pci.find(WITH_DRIVER).driver == driver
+    with client(WITH_DRIVER) as remote:
+        assert remote.read(CONFIG, 0, 4) == 0x813910EC
+        assert pci.find(WITH_DRIVER).driver == "vfio-pci"
+        assert f"pid {os.getpid()}, uid 0" in prop("StatusText", service(WITH_DRIVER))
+    page.run("systemd.md", there, section="One device")
+    page.run("systemd.md", there, section="Giving it back")
+    assert pci.find(WITH_DRIVER).driver == driver
+    assert prop("ActiveState", unit_socket(WITH_DRIVER)) == "inactive"
+
+
+def test_it_is_no_root() -> None:
+    systemctl("start", service(DEVICE))
+    user = pwd.getpwnam(USER)
+    status = process(DEVICE)
+    assert set(status["Uid"].split()) == {str(user.pw_uid)}
+    assert set(status["Gid"].split()) == {str(user.pw_gid)}
+    assert {int(status[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
+    serves(DEVICE)
+
+
+def qemu_uses(driver: Edu) -> Seen:
+    driver.pci.enable()
+    driver.qtest.write(MEMORY, TEXT)
+    driver.dma(MEMORY, BUFFER, len(TEXT), RUN)
+    driver.dma(BUFFER, MEMORY + PAGE, len(TEXT), RUN | TO_MEMORY)
+    driver.pci.enable_msi(MESSAGE, 0x1234)
+    driver.set(IRQ_RAISE, 1)
+    message = driver.message(awaited=True)
+    driver.set(IRQ_ACKNOWLEDGE, 1)
+    return [driver.compute(5), driver.qtest.read(MEMORY + PAGE, len(TEXT)), message]
+
+
+def test_an_unmodified_qemu_uses_it() -> None:
+    systemctl("start", service(DEVICE))
+    bridged = json.dumps({**qemu.device(FOLDER / f"{DEVICE}.sock"), "addr": "4.0"})
+    assert see(qemu_uses, bridged) == [120, TEXT, 0x1234]
+
+
+# ---- When it goes wrong -----------------------------------------------------------------------
+
+
+def test_killed_it_serves_again_when_the_client_has_let_go() -> None:
+    systemctl("start", service(DEVICE))
+    bound = prop("InvocationID", binding(DEVICE))
+    with client(DEVICE) as remote:
+        bar = remote.map(PciRegion.BAR0)
+        systemctl("kill", "--signal=KILL", service(DEVICE))
+        # It doesn't come up while the device is in use, and doesn't give up either.
+        until(lambda: int(prop("NRestarts", service(DEVICE))) > 2)
+        bar.close()
+    serves(DEVICE)  # this one has waited
+    assert prop("InvocationID", binding(DEVICE)) == bound
+
+
+def test_hung_it_is_started_again() -> None:
+    drop_in(service(DEVICE), "[Service]", "WatchdogSec=3s")
+    systemctl("start", service(DEVICE))
+    systemctl("kill", "--signal=STOP", service(DEVICE))
+    serves(DEVICE)
+    assert prop("NRestarts", service(DEVICE)) == "1"
+    assert prop("WatchdogUSec", service(DEVICE)) == "3s"
+
+
+def test_restarted_it_serves_again() -> None:
+    systemctl("start", service(DEVICE))
+    bound = prop("InvocationID", binding(DEVICE))
+    with client(DEVICE) as remote:
+        systemctl("restart", service(DEVICE))
+        remote.wire.wait_until_hung_up()
+    serves(DEVICE)
+    assert prop("InvocationID", binding(DEVICE)) == bound
+
+
+def test_who_comes_for_a_device_that_is_absent_hears_so_at_once() -> None:
+    systemctl("start", unit_socket(ABSENT))
+    with pytest.raises((EOFError, ConnectionResetError)):
+        client(ABSENT)
+    assert prop("Result", binding(ABSENT)) == "exit-code"
+    assert prop("ActiveState", unit_socket(ABSENT)) == "active"  # should it come
+
+
+# ---- Drop-ins ---------------------------------------------------------------------------------
+
+
+def drop_in(unit: str, *lines: str) -> None:
+    folder = Path("/etc/systemd/system", f"{unit}.d")
+    folder.mkdir()
+    (folder / "test.conf").write_text("\n".join((*lines, "")))
+    systemctl("daemon-reload")
+
+
+CONNECT = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+
+
+def lets_in(user: str, device: str) -> bool:
+    become = ("setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--")
+    connect = ("python3", "-c", CONNECT, str(FOLDER / f"{device}.sock"))
+    done = subprocess.run((*become, *connect), capture_output=True, text=True, check=False)
+    assert not done.returncode or "PermissionError" in done.stderr
+    return not done.returncode
+
+
+def test_who_may_connect() -> None:
+    systemctl("start", unit_socket(DEVICE))
+    assert not lets_in("libvirt-qemu", DEVICE)
+    page.run("systemd.md", {"0000:01:10.1": DEVICE}, section="Who may connect")
+    assert lets_in("libvirt-qemu", DEVICE)
+    assert not lets_in("nobody", DEVICE)
+
+
+def test_several_devices_of_a_group() -> None:
+    first, second = devices.EDU_PAIR
+    there = {"0000:02:00.0": first, "0000:02:00.1": second}
+    page.run("systemd.md", there, section="Several devices of one IOMMU group")
+    with client(first) as one, client(second) as two:
+        works(one)
+        works(two)
+    assert prop("ActiveState", service(second)) == "inactive"
+
+
+def test_a_group_that_systemd_opens() -> None:
+    group = pci.find(DEVICE).iommu_group
+    there = {"0000:03:00.0": DEVICE, "vfio/12": f"vfio/{group}", "/12\n": f"/{group}\n"}
+    page.run("systemd.md", there, section="A bridge that may open no group")
+    mode = Path(f"/dev/vfio/{group}").stat()
+    status = process(DEVICE)
+    assert status["Uid"].split()[0] not in (str(mode.st_uid), str(pwd.getpwnam(USER).pw_uid))
+    assert str(mode.st_gid) not in status["Gid"].split() + status["Groups"].split()
+    assert mode.st_mode & 0o007 == 0
+    serves(DEVICE)
+    systemctl("kill", "--signal=KILL", service(DEVICE))
+    serves(DEVICE)  # it was opened anew
