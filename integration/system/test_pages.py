@@ -1,19 +1,62 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The pages of docs/users about devices do what they show."""
+"""The pages of docs/users about devices do what they show, and so do the guests in them.
+
+A page's QEMU has the guest's console on its terminal. What is typed there is what the page shows
+behind the prompt "guest# ": a small guest types it itself.
+"""
 
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from integration import devices, page
+from integration import devices, guest, page
+from integration.inside.linux_script import program
 
 SYSFS = Path("/sys/bus/pci/devices")
+PROMPT = "guest# "
+#: what guests of pages run on, and how much memory they have; ours have less
+HOST = "-accel kvm -nographic disk.qcow2"
+MEMORY = {"4G": "256M"}
+GUEST_TIMEOUT = 600.0  # seconds, of a machine in a machine on a busy host
+
+#: What an installed guest has done and has there when somebody logs in: its network is up and
+#: reaches the gateway, or it is no guest to show.
+INSTALLED = """
+lspci() { /bin/ld-linux-x86-64.so.2 --library-path /bin /bin/lspci -i /pci.ids "$@" 2>/dev/null; }
+poweroff() { busybox poweroff -f; }
+echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore
+number=10
+for card in /sys/class/net/eth*; do
+    [ -e $card ] || continue
+    name=$(basename $card)
+    ip link set $name up
+    ip address add 10.0.2.$number/24 dev $name
+    number=$(($number + 1))
+    for try in $(seq 300); do [ "$(cat $card/carrier)" = 1 ] && break; sleep 0.1; done
+    ping -I $name -c 1 -W 20 10.0.2.2 || poweroff
+done
+echo
+"""
+NETWORK = {"192.0.2.1": "10.0.2.2"}
+
+
+def run(name: str, here: Mapping[str, str], modules: Sequence[str], folder: Path) -> None:
+    """Run page `name`; the guest in it loads `modules` as it boots."""
+    here = {**here, **MEMORY}
+    typed = re.findall(rf"^{PROMPT}(.*)$", page.read(name, here), re.MULTILINE)
+    script = "".join(f"echo {shlex.quote(PROMPT + line)}\n{line}\n" for line in typed)
+    files = {**program("/usr/bin/lspci"), "pci.ids": Path("/usr/share/misc/pci.ids").read_bytes()}
+    initramfs = folder / "initramfs"
+    initramfs.write_bytes(guest.initramfs(INSTALLED + script, modules, files))
+    boot = shlex.join([*guest.boot_arguments(initramfs), "-serial", "stdio"])
+    page.run(name, {**here, HOST: boot}, GUEST_TIMEOUT)
 
 
 @contextmanager
@@ -27,6 +70,11 @@ def given_back(*bdfs: str) -> Iterator[None]:
 
 def iommu_group(bdf: str) -> str:
     return (SYSFS / bdf / "iommu_group").readlink().name
+
+
+def listed_group(bdf: str) -> dict[str, str]:
+    """Return the number of the device's group as `list` shows it, by that of the pages."""
+    return {"   14  ": f"{iommu_group(bdf):>5}  "}
 
 
 def pip(command: str, *arguments: str) -> None:
@@ -58,3 +106,9 @@ def test_guide() -> None:
     with given_back(devices.E1000E):
         here = {"/dev/vfio/14": f"/dev/vfio/{number}", "group 14 is": f"group {number} is"}
         page.run("guide.md", here)
+
+
+def test_first_device(tmp_path: Path) -> None:
+    with given_back(devices.E1000E):
+        here = {**listed_group(devices.E1000E), **NETWORK}
+        run("first-device.md", here, ("e1000e",), tmp_path)
