@@ -7,7 +7,7 @@ BIN := .venv/bin
 # The test machine's console is a terminal, whatever ours is.
 COLOUR = $(if $(MAKE_TERMOUT),yes,no)
 # Tests in the machine. One that hangs ends there, and the others still run.
-INSIDE = python3 -B -m pytest -p no:cacheprovider --timeout 1500 --durations 10 --color=$(COLOUR)
+INSIDE = python3 -B -m pytest -p no:cacheprovider --timeout 2400 --durations 10 --color=$(COLOUR)
 
 # $(call tool,COMMAND,PACKAGES): have the command, from Debian's packages if need be
 tool = command -v $(1) >/dev/null || \
@@ -45,13 +45,13 @@ host: venv ## a real QEMU drives our models
 
 machine: venv ## real kernel VFIO, in the test machine
 	$(BIN)/python -m integration.machine --no-remapping -- $(INSIDE) integration/unremapped
-	$(BIN)/python -m integration.machine --timeout 3600 -- $(INSIDE) integration/inside
+	$(BIN)/python -m integration.machine --timeout 4200 -- $(INSIDE) integration/inside
 
 system: venv ## the bridge as it is installed and run: systemd, libvirt, podman
-	$(BIN)/python -m integration.machine --systemd --images --timeout 1800 -- $(INSIDE) integration/system
+	$(BIN)/python -m integration.machine --systemd --images --timeout 2400 -- $(INSIDE) integration/system
 
 fidelity: venv ## what the guest can tell: the table, direct against bridged; part of machine
-	$(BIN)/python -m integration.machine --timeout 3600 -- $(INSIDE) -m fidelity integration/inside
+	$(BIN)/python -m integration.machine --timeout 4200 -- $(INSIDE) -m fidelity integration/inside
 
 demo: venv ## a guest drives an NVMe controller through the bridge; DEVICE=0000:xx:yy.z for yours
 	@$(BIN)/python -m integration.demo
