@@ -32,7 +32,7 @@ MODULES = (
 
 #: What disks begin with and what the guest writes to them: it has it as /content.
 CONTENT_SIZE = 1 << 20  # bytes
-READ_SIZE = 32 << 20  # bytes, by direct I/O
+READ_SIZE = 16 << 20  # bytes, by direct I/O
 
 SCRIPT = r"""
 lspci() { /bin/ld-linux-x86-64.so.2 --library-path /bin /bin/lspci "$@"; }
