@@ -48,7 +48,8 @@ machine: venv ## real kernel VFIO, in the test machine
 	$(BIN)/python -m integration.machine --timeout 4200 -- $(INSIDE) integration/inside
 
 system: venv ## the bridge as it is installed and run: systemd, libvirt, podman
-	$(BIN)/python -m integration.machine --systemd --images --timeout 2400 -- $(INSIDE) integration/system
+	$(BIN)/python -m integration.machine --systemd --images --timeout 2400 -- $(INSIDE) \
+		$(patsubst %,integration/system/test_%.py,system install systemd pages containers)
 
 fidelity: venv ## what the guest can tell: the table, direct against bridged; part of machine
 	$(BIN)/python -m integration.machine --timeout 4200 -- $(INSIDE) -m fidelity integration/inside
