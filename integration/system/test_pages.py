@@ -99,6 +99,7 @@ def test_install(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         monkeypatch.setenv("DEB_PYTHON_INSTALL_LAYOUT", "deb")
         pip("install", "--prefix", "/usr", str(wheel))
+        subprocess.run(("udevadm", "control", "--reload"), check=True)  # its rule was away
 
 
 def test_guide() -> None:
