@@ -3,7 +3,7 @@
 
 Between them they have every kind of reset (none, FLR, PM, bus), of interrupt (INTx, MSI with one
 and with many vectors, MSI-X) and of BAR (memory, I/O, 32 and 64 bits, smaller than a page, the
-MSI-X table in one of its own), and one that makes others: igb has SR-IOV. Each is in an IOMMU
+MSI-X table in one of its own), and those that make others: igb has SR-IOV. Each is in an IOMMU
 group of its own, but for the pairs, two functions of one slot.
 """
 
@@ -24,10 +24,11 @@ VIRTIO_BLK = "0000:00:16.0"  # no reset, MSI-X in a BAR of its own, vendor capab
 XHCI = "0000:00:17.0"  # no reset, MSI-X; a USB disk behind it
 XHCI_MSI = "0000:00:1c.0"  # no reset, 16 MSI vectors
 E1000E = "0000:01:00.0"  # behind a root port: PM and bus reset; MSI-X, ROM, AER
-IGB = "0000:02:00.0"  # behind a root port: FLR; 7 VFs
-IGB_VF = "0000:02:10.0"  # the first of them, once sriov_numvfs says so
+IGB = "0000:02:00.0"  # behind a root port: FLR, SR-IOV
 NVME_PORT = "0000:03:00.0"  # behind a root port: 4096 bytes of config space
 EDU_PORT_PAIR = ("0000:04:00.0", "0000:04:00.1")  # behind one root port: only the bus resets them
+IGB_HOST = "0000:06:00.0"  # stays with the machine's own driver, which virtual functions need
+IGB_VF = "0000:06:10.0"  # the first of its 7, once sriov_numvfs says so
 E1000_PORT_PAIR = ("0000:05:00.0", "0000:05:00.1")  # the same, with registers that a reset clears
 
 DISK_SIZE = 64 << 20
@@ -66,10 +67,12 @@ def standard(disks: Path) -> list[str]:
         "pcie-root-port,id=port5,chassis=5,addr=1d.0",
         "e1000,netdev=pair0,bus=port5,addr=0.0,multifunction=on",
         "e1000,netdev=pair1,bus=port5,addr=0.1",
+        "pcie-root-port,id=port6,chassis=6,addr=1e.0",
+        "igb,netdev=igb-host,bus=port6",
     ]
     arguments = ["-netdev", "user,id=user,restrict=on"]
     arguments += ["-netdev", "hubport,hubid=0,id=uplink,netdev=user"]
-    for card in ("e1000", "rtl8139", "e1000e", "igb", "pair0", "pair1"):
+    for card in ("e1000", "rtl8139", "e1000e", "igb", "pair0", "pair1", "igb-host"):
         arguments += ["-netdev", f"hubport,hubid=0,id={card}"]
     for name in ("nvme", "nvme-port", "virtio-blk", "usb"):
         image = disks / name

@@ -27,6 +27,7 @@ from .bridge import Bridge, command
 SLOT = 4  # in the guest: of the devices themselves, or of the root port that they are behind
 BUS = 1  # behind the root port
 LINK_TIME = 30.0  # seconds
+VF_ADDRESS = "52:54:00:12:34:7f"  # the driver's own choice is another each time
 
 #: what a check saw, by what it looked at; only compared, and shown where it differs
 Seen = dict[str, object]
@@ -164,14 +165,13 @@ def assigned(subject: Subject) -> Iterator[None]:
 @contextlib.contextmanager
 def virtual_function() -> Iterator[None]:
     """Have igb's driver make the first virtual function; the card is up, or that is dead."""
-    card = Path("/sys/bus/pci/devices", devices.IGB)
-    if (card / "driver").exists() and (card / "driver").readlink().name == "vfio-pci":
-        _must("unbind", devices.IGB)
     subprocess.run(("modprobe", "igb"), check=True)
+    card = Path("/sys/bus/pci/devices", devices.IGB_HOST)
     (card / "sriov_drivers_autoprobe").write_text("0")
     (card / "sriov_numvfs").write_text("1")
     (interface,) = (card / "net").iterdir()
-    subprocess.run(("ip", "link", "set", interface.name, "up"), check=True)
+    for what in (("up",), ("vf", "0", "mac", VF_ADDRESS)):
+        subprocess.run(("ip", "link", "set", interface.name, *what), check=True)
     deadline = time.monotonic() + LINK_TIME
     while (interface / "carrier").read_text() != "1\n":
         assert time.monotonic() < deadline, "igb's link doesn't come up"

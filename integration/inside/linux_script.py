@@ -3,13 +3,14 @@
 
 The guest writes one file a device and check, /seen/BDF/CHECK, and sends the folder as a tar archive
 through a virtio serial port: nothing is lost among what firmware and kernel say on the console.
-A device sits in the guest where it sits in the test machine: same slot, or behind a port of the
-same number, so that it has the same BDF in both.
+A device sits in the guest where it sits in the test machine: in the same slot, or behind a port of
+the same number, where slot 0 is the only one.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tarfile
 import tempfile
@@ -27,7 +28,7 @@ TIMEOUT = 1200.0  # for the guest, in seconds; it takes 300 on two cores
 
 MODULES = (
     *("nvme", "virtio_blk", "xhci_pci", "usb_storage", "sd_mod"),
-    *("e1000", "e1000e", "igb", "8139cp"),
+    *("e1000", "e1000e", "igb", "igbvf", "8139cp"),
 )
 
 #: What disks begin with and what the guest writes to them: it has it as /content.
@@ -108,7 +109,7 @@ done
 mkdir /seen /seen/guest
 while read bdf check; do
     [ -d /seen/$bdf ] || mkdir /seen/$bdf
-    echo "$bdf $check"
+    echo "$(cut -d" " -f1 /proc/uptime) $bdf $check"
     $check $bdf >/seen/$bdf/$check 2>&1
 done </checks
 
@@ -131,12 +132,16 @@ def program(path: str) -> dict[str, bytes]:
     return {f"bin/{file.name}": file.read_bytes() for file in paths}
 
 
+def there(bdf: str) -> str:
+    """Return a device's address in the guest: the machine's, but for virtual functions'."""
+    domain, bus, _slot, function = re.split("[:.]", bdf)
+    return bdf if bus == "00" else f"{domain}:{bus}:00.{function}"
+
+
 def place(bdf: str) -> dict[str, str]:
     """Return a device's place in the guest, as properties of -device."""
-    _domain, bus, slot_function = bdf.split(":")
-    if bus == "00":
-        return {"bus": "pcie.0", "addr": slot_function}
-    return {"bus": f"port{int(bus, 16)}", "addr": slot_function}
+    _domain, bus, slot_function = there(bdf).split(":")
+    return {"bus": "pcie.0" if bus == "00" else f"port{int(bus, 16)}", "addr": slot_function}
 
 
 def boot(
@@ -154,7 +159,7 @@ def boot(
     :param results: a folder for what QEMU and the guest say.
     """
     script = f"SIZE={len(content)} PLACE={content_place} READ={READ_SIZE}\n{SCRIPT}"
-    listed = "".join(f"{bdf} {check}\n" for bdf, check in checks)
+    listed = "".join(f"{there(bdf)} {check}\n" for bdf, check in checks)
     files = {**program("/usr/bin/lspci"), "content": content, "checks": listed.encode()}
     with tempfile.NamedTemporaryFile() as initramfs:
         initramfs.write(guest.initramfs(script, MODULES, files))
@@ -176,17 +181,20 @@ def boot(
             subprocess.run(
                 command, stdin=subprocess.DEVNULL, stderr=log, timeout=TIMEOUT, check=True
             )
-    return {**_unpack(results / "seen.tar"), ("qemu", "log"): (results / "qemu").read_text()}
+    seen = _unpack(results / "seen.tar", {there(bdf): bdf for bdf in devices})
+    return {**seen, ("qemu", "log"): (results / "qemu").read_text()}
 
 
-def _unpack(archive: Path) -> Seen:
+def _unpack(archive: Path, here: Mapping[str, str]) -> Seen:
+    """Read what the guest sent; what it calls a device is `here` what the machine calls it."""
     seen = {}
     with tarfile.open(archive) as tar:
         for member in tar:
             file = tar.extractfile(member)
             if file:
                 _here, device, check = member.name.split("/")
-                seen[device, check] = file.read().decode()
+                seen[here.get(device, device), check] = file.read().decode()
     for paragraph in seen.pop(("guest", "lspci")).split("\n\n"):
-        seen[paragraph.split(" ")[0], "lspci"] = f"{paragraph}\n"
+        device = paragraph.split(" ")[0]
+        seen[here.get(device, device), "lspci"] = f"{paragraph}\n"
     return seen

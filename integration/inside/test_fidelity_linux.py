@@ -22,11 +22,12 @@ from vfio_user_bridge import qemu
 
 from . import linux_script
 from .bridge import Bridge, bind, command, lines
+from .comparison import virtual_function
 from .linux_script import CONTENT_SIZE, READ_SIZE, Seen
 
 DISK_DRIVERS = ("nvme", "virtio_blk", "xhci_pci", "usb_storage", "sd_mod")
 DISKS = (devices.NVME, devices.NVME_PORT, devices.VIRTIO_BLK, devices.XHCI)
-CARDS = (devices.E1000E, devices.E1000, devices.RTL8139, devices.IGB)
+CARDS = (devices.E1000E, devices.E1000, devices.RTL8139, devices.IGB, devices.IGB_VF)
 WITH_ROM = CARDS[:3]
 EDUS = (devices.EDU, *devices.EDU_PAIR)
 DEVICES = (*EDUS, *DISKS, *CARDS)
@@ -136,10 +137,11 @@ def guests(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         with disk.open("r+b", buffering=0) as file:
             file.write(content)
             os.fsync(file.fileno())
-    bind(*DEVICES)
     results = tmp_path_factory.mktemp("guests")
-    both = {how: boot(how, content, results / how) for how in PLACES}
-    unbound = command("unbind", *DISKS)
+    with virtual_function():
+        bind(*DEVICES)
+        both = {how: boot(how, content, results / how) for how in PLACES}
+        unbound = command("unbind", *DISKS, devices.IGB_VF)
     assert not unbound.returncode, unbound.stderr
     return both
 
