@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 MEMORY_MIB = 64
-TIMEOUT = 20.0
+#: seconds; QEMU starts in 2, but with hugepages on a busy machine in 20
+TIMEOUT = 120.0
 #: How long something is given to happen, when it should and when it shouldn't, in seconds.
 SOON = 5.0
 NEVER = 0.1

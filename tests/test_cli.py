@@ -242,6 +242,7 @@ def test_qemu_args(capsys: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert first == {
         "driver": "vfio-user-pci",
         "socket": {"type": "unix", "path": f"{tmp_path}/it's a nic.sock"},
+        "x-msg-timeout": 60000,
     }
     assert second["socket"]["path"] == "/run/disk.sock"
 

@@ -394,7 +394,8 @@ def test_pieces(capsys: pytest.CaptureFixture[str]) -> None:
 </memoryBacking>
 <qemu:commandline xmlns:qemu='{QEMU_NAMESPACE}'>
   <qemu:arg value='-device'/>
-  <qemu:arg value='{{"driver":"vfio-user-pci","socket":{{"type":"unix","path":"/run/nic.sock"}}}}'/>
+  <qemu:arg value='{{"driver":"vfio-user-pci","socket":{{"type":"unix","path":"/run/nic.sock"}},\
+"x-msg-timeout":60000}}'/>
 </qemu:commandline>
 """
     )

@@ -23,9 +23,6 @@ QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 #: of the element in <metadata> that holds what were the domain's PCI host devices
 NAMESPACE = "urn:vfio-user-bridge:domain:1"
 
-#: milliseconds that QEMU waits for an answer; its own 5 s don't do for much RAM in small pages
-_PATIENCE = 60_000
-
 #: What a <hostdev> may say that comes over, or is of no concern: the driver is vfio-pci.
 _CARRIED = frozenset({"source", "driver", "address", "alias", "boot", "rom", "acpi"})
 
@@ -64,7 +61,6 @@ def bridged(text: str, folder: Path) -> Bridged:
             devices.append(
                 {
                     **device(folder / socket_name(bdf)),
-                    "x-msg-timeout": _PATIENCE,
                     "id": _identity(hostdev, bdf),
                     **_place(guest, address),
                     **_settings(hostdev),

@@ -11,6 +11,8 @@ from pathlib import Path
 from .errors import UsageError
 
 DEFAULT_MEMORY = "4G"
+#: milliseconds that QEMU waits for a reply; its own 5 s don't do for much RAM in small pages
+PATIENCE = 60_000
 
 
 def arguments(sockets: Iterable[Path], memory: str = DEFAULT_MEMORY) -> list[str]:
@@ -38,7 +40,11 @@ def arguments(sockets: Iterable[Path], memory: str = DEFAULT_MEMORY) -> list[str
 
 def device(socket: Path) -> dict[str, object]:
     """The properties of ``-device`` for what is behind *socket*; a place on a bus may be added."""
-    return {"driver": "vfio-user-pci", "socket": {"type": "unix", "path": str(socket.absolute())}}
+    return {
+        "driver": "vfio-user-pci",
+        "socket": {"type": "unix", "path": str(socket.absolute())},
+        "x-msg-timeout": PATIENCE,
+    }
 
 
 def compact(properties: object) -> str:
