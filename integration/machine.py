@@ -91,7 +91,7 @@ def run(
 
     The console is shown while it runs, and is kept as console.log among the results.
 
-    :param results: a folder, which the command sees as /results and may write to.
+    :param results: a folder, made if need be; the command sees it as /results and may write to it.
     :param devices: arguments for the machine's QEMU.
     :param timeout: seconds until the machine is stopped, boot included.
     :param interactive: hand over the terminal instead, without log or timeout.
@@ -101,6 +101,7 @@ def run(
     :raise MachineError: it hung, or ended before the command did.
     :raise StepError: the machine can't be built.
     """
+    results.mkdir(parents=True, exist_ok=True)
     status = results / "status"
     status.unlink(missing_ok=True)
     # The console is a terminal to the command, whatever it is here.
