@@ -26,10 +26,10 @@ XHCI_MSI = "0000:00:1c.0"  # no reset, 16 MSI vectors
 E1000E = "0000:01:00.0"  # behind a root port: PM and bus reset; MSI-X, ROM, AER
 IGB = "0000:02:00.0"  # behind a root port: FLR, SR-IOV
 NVME_PORT = "0000:03:00.0"  # behind a root port: 4096 bytes of config space
-EDU_PORT_PAIR = ("0000:04:00.0", "0000:04:00.1")  # behind one root port: only the bus resets them
-IGB_HOST = "0000:06:00.0"  # stays with the machine's own driver, which virtual functions need
-IGB_VF = "0000:06:10.0"  # the first of its 7, once sriov_numvfs says so
-E1000_PORT_PAIR = ("0000:05:00.0", "0000:05:00.1")  # the same, with registers that a reset clears
+IGB_HOST = "0000:04:00.0"  # stays with the machine's own driver, which virtual functions need
+IGB_VF = "0000:04:10.0"  # the first of its 7, once sriov_numvfs says so
+EDU_PORT_PAIR = ("0000:05:00.0", "0000:05:00.1")  # behind one root port: only the bus resets them
+E1000_PORT_PAIR = ("0000:06:00.0", "0000:06:00.1")  # the same, with registers that a reset clears
 
 DISK_SIZE = 64 << 20
 
@@ -62,13 +62,13 @@ def standard(disks: Path) -> list[str]:
         "pcie-root-port,id=port3,chassis=3,addr=1a.0",
         "nvme,serial=port,drive=nvme-port,bus=port3",
         "pcie-root-port,id=port4,chassis=4,addr=1b.0",
-        "edu,bus=port4,addr=0.0,multifunction=on",
-        "edu,bus=port4,addr=0.1",
+        "igb,netdev=igb-host,bus=port4",
         "pcie-root-port,id=port5,chassis=5,addr=1d.0",
-        "e1000,netdev=pair0,bus=port5,addr=0.0,multifunction=on",
-        "e1000,netdev=pair1,bus=port5,addr=0.1",
+        "edu,bus=port5,addr=0.0,multifunction=on",
+        "edu,bus=port5,addr=0.1",
         "pcie-root-port,id=port6,chassis=6,addr=1e.0",
-        "igb,netdev=igb-host,bus=port6",
+        "e1000,netdev=pair0,bus=port6,addr=0.0,multifunction=on",
+        "e1000,netdev=pair1,bus=port6,addr=0.1",
     ]
     arguments = ["-netdev", "user,id=user,restrict=on"]
     arguments += ["-netdev", "hubport,hubid=0,id=uplink,netdev=user"]

@@ -37,51 +37,46 @@ READ_SIZE = 16 << 20  # bytes, by direct I/O
 
 SCRIPT = r"""
 lspci() { /bin/ld-linux-x86-64.so.2 --library-path /bin /bin/lspci "$@"; }
-sys() { echo /sys/bus/pci/devices/$1; }
-
-block() { # BDF: its disk's name, once it is there
-    for try in $(seq 600); do
-        for disk in /sys/block/*; do
-            case $(readlink $disk) in */$1/*) basename $disk; return;; esac
-        done
-        sleep 0.1
-    done
-    echo missing
-}
-
-resource() { cat $(sys $1)/resource; }
-rom() { # its beginning; to read all of it, a few bytes at a time, takes the guest half a minute
-    echo 1 >$(sys $1)/rom
-    head -c 16384 $(sys $1)/rom | crc
-    echo 0 >$(sys $1)/rom
-}
-driver() { basename $(readlink $(sys $1)/driver); }
-
 crc() { crc32 | cut -c 1-8; } # of all tools that busybox has, the one that takes least
 
-disk() {
-    disk=/dev/$(block $1)
+# Each check is of the function in this folder: /sys/bus/pci/devices/BDF. To start a program takes
+# a guest of a guest up to a second; so the shell does itself what it can.
+
+resource() { cat $here/resource; }
+rom() { # its beginning; to read all of it, a few bytes at a time, takes the guest half a minute
+    echo 1 >$here/rom
+    head -c 16384 $here/rom | crc
+    echo 0 >$here/rom
+}
+driver() { link=$(readlink $here/driver); echo ${link##*/}; }
+
+content() { dd if=$disk bs=$SIZE skip=$1 count=1 iflag=direct 2>/dev/null | crc; }
+disk() { # all of it past the page cache
+    for try in $(seq 600); do
+        disk=$(ls -l /sys/block | grep -o "/$bdf/.*") && break
+        sleep 0.1
+    done
+    disk=/dev/${disk##*/}
     echo "$(blockdev --getsize64 $disk) bytes"
     dd if=$disk of=/dev/null bs=1M count=$(($READ >> 20)) iflag=direct 2>&1 | grep records
-    echo "machine's: $(head -c $SIZE $disk | crc)"
+    echo "machine's: $(content 0)"
     dd if=/content of=$disk bs=64k seek=$(($PLACE >> 16)) conv=fsync 2>&1 | grep records
-    echo 3 >/proc/sys/vm/drop_caches
-    echo "guest's: $(dd if=$disk bs=64k skip=$(($PLACE >> 16)) 2>/dev/null | head -c $SIZE | crc)"
+    echo "guest's: $(content $(($PLACE / $SIZE)))"
 }
 
 card() { # from an address of its own, to the gateway: within a frame, and in fragments
-    name=$(basename $(sys $1)/net/*)
-    cd /sys/class/net/$name
-    for try in $(seq 300); do [ "$(cat carrier)" = 1 ] && break; sleep 0.1; done
-    echo "$name: $(cat address), carrier $(cat carrier)"
+    set -- $here/net/*
+    for try in $(seq 300); do read carrier <$1/carrier; [ "$carrier" = 1 ] && break; sleep 0.1; done
+    read address <$1/address
+    echo "${1##*/}: $address, carrier $carrier"
     for size in 56 1400 6000; do
-        echo "$size: $(ping -I $name -c 3 -i 0.2 -W 20 -s $size 10.0.2.2 | grep transmitted)"
+        echo "$size: $(ping -I ${1##*/} -c 3 -i 0.2 -W 20 -s $size 10.0.2.2 | grep transmitted)"
     done
 }
 
 edu() { # identification, liveness (inverts what is written), factorial
-    echo 1 >$(sys $1)/enable
-    at=$(cut -d' ' -f1 $(sys $1)/resource | head -n1)
+    echo 1 >$here/enable
+    read at _ <$here/resource
     devmem $at 32
     devmem $(($at + 0x4)) 32 0x12345678
     devmem $(($at + 0x4)) 32
@@ -91,33 +86,37 @@ edu() { # identification, liveness (inverts what is written), factorial
 }
 
 interrupts() {
-    if [ -d $(sys $1)/msi_irqs ]; then
-        grep -F "$1 " /proc/interrupts
-    else
-        grep "^ *$(cat $(sys $1)/irq):" /proc/interrupts
+    read number <$here/irq
+    if [ -d $here/msi_irqs ]; then grep -F "$bdf " /proc/interrupts
+    else grep "^ *$number:" /proc/interrupts
     fi
 }
 
+uptime() { read seconds _ </proc/uptime; echo "$seconds $*"; } # on the console, for who waits
+
+uptime links
 echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore # no card answers for another
 number=10
 for card in /sys/bus/pci/devices/*/net/*; do
     number=$(($number + 1))
-    ip link set $(basename $card) up
-    ip addr add 10.0.2.$number/24 dev $(basename $card)
+    ip link set ${card##*/} up
+    ip addr add 10.0.2.$number/24 dev ${card##*/}
 done
 
-mkdir /seen /seen/guest
+mkdir -p /seen/guest $(cut -d" " -f1 /checks | sort -u | sed s,^,/seen/,)
 while read bdf check; do
-    [ -d /seen/$bdf ] || mkdir /seen/$bdf
-    echo "$(cut -d" " -f1 /proc/uptime) $bdf $check"
-    $check $bdf >/seen/$bdf/$check 2>&1
+    uptime $bdf $check
+    here=/sys/bus/pci/devices/$bdf
+    $check >/seen/$bdf/$check 2>&1
 done </checks
 
+uptime lspci
 lspci -D -vvv -xxxx >/seen/guest/lspci 2>&1
 # Once more at rest: QEMU's e1000e keeps its rings across the PM reset that it claims to have, and
 # would fill them in the next guest's memory.
-for card in /sys/class/net/eth*; do ip link set $(basename $card) down; done
+for card in /sys/class/net/eth*; do ip link set ${card##*/} down; done
 dmesg -r | grep '^<[0-4]>' >/seen/guest/log
+uptime seen
 tar c -C /seen -f - . >/dev/vport0p1
 """
 

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -17,6 +22,11 @@ from vfio_user_bridge.kernel import pci
 
 ARCHIVES = Path("/results") / FOLDER
 COMPOSE_FILE = Path(__file__).parents[2] / "docker/compose.yaml"
+BRIDGE, QEMU = "vfio-user_bridge_1", "vfio-user_qemu_1"
+USERS = {BRIDGE: 64346, QEMU: 64347}
+LIMIT = 128 << 20  # bytes of memory, what docker/kubernetes.yaml gives to the bridge
+BOOT_TIMEOUT = 400.0  # seconds, of a machine in a machine on a busy host
+TIMEOUT = 60.0  # seconds, for QEMU to start
 
 # The guest reads what was on the disk, writes something else there and reads that back, past its
 # page cache; then it goes on reading.
@@ -72,7 +82,7 @@ def environment(guest_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         "DEVICE": NVME,
         "GROUP": str(pci.find(NVME).iommu_group),
         "GUEST": str(guest_folder),
-        "MEMORY": "512M",
+        "MEMORY": "256M",
         "APPEND": guest.KERNEL_ARGUMENTS,
         "COMPOSE_FILE": str(COMPOSE_FILE),
     }
@@ -83,7 +93,96 @@ def environment(guest_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     subprocess.run(("vfio-user-bridge", "unbind", NVME), check=True)
 
 
+class Console:
+    """The guest of QEMU's container, started anew, and what it says."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            ("podman", "start", "--attach", QEMU), stdout=subprocess.PIPE, text=True
+        )
+        self._timer = threading.Timer(BOOT_TIMEOUT, self._process.kill)
+
+    def until(self, word: str) -> str:
+        """Wait for a line that begins with *word*; gives the rest of it."""
+        assert self._process.stdout
+        said = []
+        for line in self._process.stdout:
+            said.append(line)
+            if line.startswith(word):
+                return line.removeprefix(word).strip()
+        pytest.fail(f"no {word!r} in what the guest said: {''.join(said)}")
+
+    def __enter__(self) -> Self:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        assert self._process.stdout
+        self._process.stdout.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def state(container: str, what: str) -> str:
+    return podman("inspect", "--format", f"{{{{.State.{what}}}}}", container).strip()
+
+
+def events() -> list[str]:
+    """What became of the bridge, by its log."""
+    said = subprocess.run(("podman", "logs", BRIDGE), capture_output=True, text=True, check=True)
+    pattern = r"ready on|serving|client gone|stopping: SIGTERM"
+    return re.findall(pattern, said.stdout + said.stderr)
+
+
+def until(event: str, times: int) -> None:
+    """Wait for the bridge's log to have had `event` so often."""
+    deadline = time.monotonic() + TIMEOUT
+    while events().count(event) < times:
+        assert time.monotonic() < deadline, events()
+        time.sleep(0.5)
+
+
+def status(container: str) -> dict[str, str]:
+    """/proc/PID/status of its process 1."""
+    text = Path("/proc", state(container, "Pid"), "status").read_text()
+    return dict(line.split(":\t", 1) for line in text.splitlines())
+
+
 def test_page(environment: dict[str, str]) -> None:
     here = {"0000:01:00.0": NVME, "GROUP=12": f"GROUP={environment['GROUP']}"}
-    here |= {"/srv/guest": environment["GUEST"], "MEMORY=2G": "MEMORY=512M"}
+    here |= {"/srv/guest": environment["GUEST"], "MEMORY=2G": "MEMORY=256M"}
     page.run("containers.md", here)
+
+
+def test_a_guest_and_the_next_client(environment: dict[str, str]) -> None:
+    subprocess.run(("vfio-user-bridge", "bind", NVME), check=True)
+    os.chown(Path("/dev/vfio", environment["GROUP"]), USERS[BRIDGE], USERS[BRIDGE])
+    compose("up", "--no-start")
+    podman("start", BRIDGE)
+    podman("wait", "--condition=healthy", BRIDGE)
+    with Console() as console:
+        console.until("found")
+        made = console.until("made")
+        assert console.until("read") == made
+
+        for container, user in USERS.items():
+            process = status(container)
+            assert process["Uid"].split() == [str(user)] * 4
+            assert process["CapEff"] == process["CapPrm"] == process["CapBnd"] == "0" * 16
+            assert process["NoNewPrivs"] == "1"
+        peak = Path("/sys/fs/cgroup", state(BRIDGE, "CgroupPath").strip("/"), "memory.peak")
+        assert int(peak.read_text()) < LIMIT  # the guest's RAM counts as QEMU's
+
+        console.until("again")
+        podman("kill", QEMU)
+    podman("wait", QEMU)
+
+    podman("start", QEMU)
+    until("serving", 2)
+    podman("stop", QEMU)
+    assert state(QEMU, "ExitCode") == "0"
+    podman("stop", BRIDGE)
+    assert state(BRIDGE, "ExitCode") == "0"
+    clients = ["serving", "client gone"] * 2
+    assert events() == ["ready on", *clients, "stopping: SIGTERM"]

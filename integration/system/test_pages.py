@@ -77,6 +77,12 @@ def listed_group(bdf: str) -> dict[str, str]:
     return {"   14  ": f"{iommu_group(bdf):>5}  "}
 
 
+def only(folder: Path) -> str:
+    """Return the name of the one thing in `folder`."""
+    [path] = folder.iterdir()
+    return path.name
+
+
 def pip(command: str, *arguments: str) -> None:
     subprocess.run(("pip", command, "--break-system-packages", *arguments), check=True)
 
@@ -113,3 +119,64 @@ def test_first_device(tmp_path: Path) -> None:
     with given_back(devices.E1000E):
         here = {**listed_group(devices.E1000E), **NETWORK}
         run("first-device.md", here, ("e1000e",), tmp_path)
+
+
+def test_gpu(tmp_path: Path) -> None:
+    """With a network card of that shape."""
+    gpu, audio = devices.E1000_PORT_PAIR
+    card = "Ethernet controller: Intel Corporation 82540EM Gigabit Ethernet Controller"
+    amd = "Advanced Micro Devices, Inc. [AMD/ATI]"
+    navi = f"VGA compatible controller: {amd} Navi 23 [Radeon RX 6600/6600 XT/6600M]"
+    sound = f"Audio device: {amd} Navi 21/23 HDMI/DP Audio Controller"
+    here = {
+        **listed_group(gpu),
+        "group 14": f"group {iommu_group(gpu)}",
+        "0000:01:00": gpu.removesuffix(".0"),
+        "DRIVER         SERVE": "DRIVER  SERVE",
+        "amdgpu         bind": "e1000   bind",
+        "snd_hda_intel  bind": "e1000   bind",
+        "amdgpu": "e1000",
+        "snd_hda_intel": "e1000",
+        navi: card,
+        sound: card,
+    }
+    with given_back(gpu, audio):
+        run("gpu.md", here, ("e1000",), tmp_path)
+
+
+def test_nic_vf(tmp_path: Path) -> None:
+    card = SYSFS / devices.IGB_HOST
+    name = only(card / "net")
+    here = {
+        "0000:01:": devices.IGB_HOST.removesuffix("00.0"),
+        "enp1s0": name,
+        "enp0s2": "eth0",
+        **NETWORK,
+    }
+    try:
+        run("nic-vf.md", here, ("igbvf",), tmp_path)
+    finally:
+        (card / "sriov_numvfs").write_text("0")
+        (card / "sriov_drivers_autoprobe").write_text("1")
+        subprocess.run(("ip", "link", "set", name, "down"), check=True)
+
+
+def test_nvme(tmp_path: Path) -> None:
+    controller = SYSFS / devices.NVME_PORT / "nvme"
+    disk = next((controller / only(controller)).glob("nvme*n*")).name
+    here = {
+        **listed_group(devices.NVME_PORT),
+        "0000:01:00.0": devices.NVME_PORT,
+        "Samsung Electronics Co Ltd NVMe SSD Controller PM9A1/PM9A3/980PRO": "Red Hat, Inc."
+        " QEMU NVM Express Controller",
+        "nvme1n1": disk,
+    }
+    subprocess.run(("mkfs.ext4", "-q", f"/dev/{disk}"), check=True)
+    subprocess.run(("mount", f"/dev/{disk}", "/srv"), check=True)
+    Path("/srv/note").write_text("written by the host\n")
+    try:
+        with given_back(devices.NVME_PORT):
+            run("nvme.md", here, ("nvme", "crc32c_generic", "ext4"), tmp_path)
+    finally:
+        subprocess.run(("umount", "/srv"), check=False)
+        subprocess.run(("wipefs", "--all", f"/dev/{disk}"), check=True)
