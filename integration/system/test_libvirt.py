@@ -46,7 +46,7 @@ DOMAIN = f"""\
     <cmdline>{guest.KERNEL_ARGUMENTS}</cmdline>
   </os>
   <features><acpi/></features>
-  <cpu mode='maximum'/>
+  <cpu mode='custom'><model>Nehalem</model></cpu>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <controller type='pci' index='1' model='pcie-root-port'/>
