@@ -9,10 +9,8 @@ group of its own, but for the pairs, two functions of one slot.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
+import time
+from pathlib import Path
 
 NVME = "0000:00:10.0"  # FLR, MSI-X
 EDU = "0000:00:11.0"  # no reset, MSI and INTx
@@ -83,3 +81,19 @@ def standard(disks: Path) -> list[str]:
     for device in devices:
         arguments += ["-device", device]
     return arguments
+
+
+def nvme_disk() -> Path:
+    """Return the disk behind NVME, once the machine's own driver has the controller and has looked.
+
+    :raise TimeoutError: it finds none in 30 seconds.
+    """
+    controller = Path("/sys/bus/pci/devices", NVME, "nvme")
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for disk in controller.glob("nvme*/nvme*n1"):
+            node = Path("/dev", disk.name)
+            if node.is_block_device():
+                return node
+        time.sleep(0.05)
+    raise TimeoutError(f"the machine has no disk of {NVME}")

@@ -197,26 +197,13 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
     content.mkdir()
     (content / "known").write_bytes(KNOWN)
     subprocess.run(("modprobe", "-a", "nvme", "ext4"), check=True)
-    subprocess.run(("mke2fs", "-q", "-t", "ext4", "-d", content, disk_node()), check=True)
+    subprocess.run(("mke2fs", "-q", "-t", "ext4", "-d", content, devices.nvme_disk()), check=True)
     bound = command("bind", *HOST.values())
     assert not bound.returncode, bound.stderr
     living = Life(folder)
     yield living
     living.close()
     command("unbind", *HOST.values())
-
-
-def disk_node() -> Path:
-    """The disk, once the host's driver has the controller and has looked for it."""
-    controller = Path(f"/sys/bus/pci/devices/{devices.NVME}/nvme")
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        for disk in controller.glob("nvme*/nvme*n1"):
-            node = Path("/dev", disk.name)
-            if node.is_block_device():
-                return node
-        time.sleep(0.05)
-    raise AssertionError(f"the host has no disk of {devices.NVME}")
 
 
 def both(what: str) -> Callable[[Test], Test]:
@@ -316,4 +303,4 @@ def test_nothing_is_left_behind(life: Life) -> None:
         life.end_bridge(name)
     unbound = command("unbind", devices.NVME)
     assert not unbound.returncode, unbound.stderr
-    subprocess.run(("e2fsck", "-f", "-n", disk_node()), check=True)
+    subprocess.run(("e2fsck", "-f", "-n", devices.nvme_disk()), check=True)

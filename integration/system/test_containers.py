@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import pytest
 
 from integration import guest, page
 from integration.containers import FOLDER, IMAGES
-from integration.devices import NVME
+from integration.devices import NVME, nvme_disk
 from vfio_user_bridge.kernel import pci
 
 ARCHIVES = Path("/results") / FOLDER
@@ -156,13 +157,15 @@ def test_page(environment: dict[str, str]) -> None:
 
 
 def test_a_guest_and_the_next_client(environment: dict[str, str]) -> None:
+    known = os.urandom(SIZE)
+    nvme_disk().write_bytes(known)
     subprocess.run(("vfio-user-bridge", "bind", NVME), check=True)
     os.chown(Path("/dev/vfio", environment["GROUP"]), USERS[BRIDGE], USERS[BRIDGE])
     compose("up", "--no-start")
     podman("start", BRIDGE)
     podman("wait", "--condition=healthy", BRIDGE)
     with Console() as console:
-        console.until("found")
+        assert console.until("found") == f"{hashlib.sha256(known).hexdigest()} -"
         made = console.until("made")
         assert console.until("read") == made
 
