@@ -26,12 +26,12 @@ COMPOSE_FILE = Path(__file__).parents[2] / "docker/compose.yaml"
 BRIDGE, QEMU = "vfio-user_bridge_1", "vfio-user_qemu_1"
 USERS = {BRIDGE: 64346, QEMU: 64347}
 LIMIT = 128 << 20  # bytes of memory, what docker/kubernetes.yaml gives to the bridge
-BOOT_TIMEOUT = 400.0  # seconds, of a machine in a machine on a busy host
+GUEST_TIMEOUT = 900.0  # seconds, of a machine in a machine on a busy host
 TIMEOUT = 60.0  # seconds, for QEMU to start
 
 # The guest reads what was on the disk, writes something else there and reads that back, past its
 # page cache; then it goes on reading.
-SIZE = 4 << 20
+SIZE = 1 << 18  # bytes
 SCRIPT = f"""
 digest() {{
     echo 3 >/proc/sys/vm/drop_caches
@@ -101,7 +101,7 @@ class Console:
         self._process = subprocess.Popen(
             ("podman", "start", "--attach", QEMU), stdout=subprocess.PIPE, text=True
         )
-        self._timer = threading.Timer(BOOT_TIMEOUT, self._process.kill)
+        self._timer = threading.Timer(GUEST_TIMEOUT, self._process.kill)
 
     def until(self, word: str) -> str:
         """Wait for a line that begins with *word*; gives the rest of it."""
@@ -111,7 +111,7 @@ class Console:
             said.append(line)
             if line.startswith(word):
                 return line.removeprefix(word).strip()
-        pytest.fail(f"no {word!r} in what the guest said: {''.join(said)}")
+        pytest.fail(f"no {word!r} in what the guest said: {''.join(said)}; the bridge: {log()}")
 
     def __enter__(self) -> Self:
         self._timer.start()
@@ -129,11 +129,14 @@ def state(container: str, what: str) -> str:
     return podman("inspect", "--format", f"{{{{.State.{what}}}}}", container).strip()
 
 
-def events() -> list[str]:
-    """What became of the bridge, by its log."""
+def log() -> str:
+    """What the bridge has said."""
     said = subprocess.run(("podman", "logs", BRIDGE), capture_output=True, text=True, check=True)
-    pattern = r"ready on|serving|client gone|stopping: SIGTERM"
-    return re.findall(pattern, said.stdout + said.stderr)
+    return said.stdout + said.stderr
+
+
+def events() -> list[str]:
+    return re.findall("ready on|serving|client gone|stopping: SIGTERM", log())
 
 
 def until(event: str, times: int) -> None:
