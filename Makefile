@@ -7,7 +7,7 @@ BIN := .venv/bin
 # The test machine's console is a terminal, whatever ours is.
 COLOUR = $(if $(MAKE_TERMOUT),yes,no)
 # Tests in the machine. One that hangs ends there, and the others still run.
-INSIDE = python3 -B -m pytest -p no:cacheprovider --timeout 2400 --durations 10 --color=$(COLOUR)
+INSIDE = python3 -B -m pytest -p no:cacheprovider --timeout 3600 --durations 10 --color=$(COLOUR)
 
 # $(call tool,COMMAND,PACKAGES): have the command, from Debian's packages if need be
 tool = command -v $(1) >/dev/null || \

@@ -24,7 +24,7 @@ from vfio_user_bridge.qemu import arguments
 Seen = dict[tuple[str, str], str]
 
 MEMORY = "256M"
-TIMEOUT = 1200.0  # for the guest, in seconds; it takes 300 on two cores
+TIMEOUT = 1800.0  # for the guest, in seconds; it takes 300 to 600 on two cores
 
 MODULES = (
     *("nvme", "virtio_blk", "xhci_pci", "usb_storage", "sd_mod"),
