@@ -83,17 +83,16 @@ def standard(disks: Path) -> list[str]:
     return arguments
 
 
-def nvme_disk() -> Path:
-    """Return the disk behind NVME, once the machine's own driver has the controller and has looked.
+def disk(bdf: str) -> Path:
+    """Return the disk behind this controller, once the machine's own driver has found it.
 
-    :raise TimeoutError: it finds none in 30 seconds.
+    :raise TimeoutError: it finds none in a minute.
     """
-    controller = Path("/sys/bus/pci/devices", NVME, "nvme")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        for disk in controller.glob("nvme*/nvme*n1"):
-            node = Path("/dev", disk.name)
-            if node.is_block_device():
+        for block in Path("/sys/block").iterdir():
+            node = Path("/dev", block.name)
+            if f"/{bdf}/" in str(block.readlink()) and node.is_block_device():
                 return node
         time.sleep(0.05)
-    raise TimeoutError(f"the machine has no disk of {NVME}")
+    raise TimeoutError(f"the machine's driver finds no disk of {bdf}")

@@ -197,7 +197,9 @@ def life(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Life]:
     content.mkdir()
     (content / "known").write_bytes(KNOWN)
     subprocess.run(("modprobe", "-a", "nvme", "ext4"), check=True)
-    subprocess.run(("mke2fs", "-q", "-t", "ext4", "-d", content, devices.nvme_disk()), check=True)
+    subprocess.run(
+        ("mke2fs", "-q", "-t", "ext4", "-d", content, devices.disk(devices.NVME)), check=True
+    )
     bound = command("bind", *HOST.values())
     assert not bound.returncode, bound.stderr
     living = Life(folder)
@@ -303,4 +305,4 @@ def test_nothing_is_left_behind(life: Life) -> None:
         life.end_bridge(name)
     unbound = command("unbind", devices.NVME)
     assert not unbound.returncode, unbound.stderr
-    subprocess.run(("e2fsck", "-f", "-n", devices.nvme_disk()), check=True)
+    subprocess.run(("e2fsck", "-f", "-n", devices.disk(devices.NVME)), check=True)

@@ -11,7 +11,6 @@ import difflib
 import os
 import re
 import subprocess
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,18 +84,6 @@ class Guest:
     bridge_log: str = ""
 
 
-def disks() -> dict[str, Path]:
-    """Return the disks behind DISKS once the machine's own drivers have them all, by BDF."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        blocks = {str(block.readlink()): block.name for block in Path("/sys/block").iterdir()}
-        found = {bdf: name for path, name in blocks.items() for bdf in DISKS if f"/{bdf}/" in path}
-        if len(found) == len(DISKS):
-            return {bdf: Path("/dev", name) for bdf, name in found.items()}
-        time.sleep(0.1)
-    raise AssertionError("the machine's drivers don't find all disks")
-
-
 def kernel_log() -> str:
     """Return the machine's kernel log at warning level or above."""
     said = subprocess.run(("dmesg", "-r"), capture_output=True, text=True, check=True).stdout
@@ -133,8 +120,8 @@ def guests(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """Both guests, after they have ended; the disks are back with the machine's drivers."""
     subprocess.run(("modprobe", "-a", *DISK_DRIVERS), check=True)
     command("unbind", *DISKS)  # whoever had them before
-    for disk in disks().values():
-        with disk.open("r+b", buffering=0) as file:
+    for bdf in DISKS:
+        with devices.disk(bdf).open("r+b", buffering=0) as file:
             file.write(content)
             os.fsync(file.fileno())
     results = tmp_path_factory.mktemp("guests")
@@ -227,7 +214,7 @@ def test_qemu_has_nothing_to_say(guests: dict[str, Guest]) -> None:
 def test_the_machine_finds_what_guests_wrote(
     bdf: str, guests: dict[str, Guest], content: bytes
 ) -> None:
-    with disks()[bdf].open("rb", buffering=0) as disk:
+    with devices.disk(bdf).open("rb", buffering=0) as disk:
         for how in guests:
             disk.seek(PLACES[how])
             assert disk.read(CONTENT_SIZE) == content, how

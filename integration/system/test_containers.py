@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -18,8 +17,10 @@ import pytest
 
 from integration import guest, page
 from integration.containers import FOLDER, IMAGES
-from integration.devices import NVME, nvme_disk
+from integration.devices import NVME, disk
 from vfio_user_bridge.kernel import pci
+
+from .waiting import until
 
 ARCHIVES = Path("/results") / FOLDER
 COMPOSE_FILE = Path(__file__).parents[2] / "docker/compose.yaml"
@@ -27,7 +28,6 @@ BRIDGE, QEMU = "vfio-user_bridge_1", "vfio-user_qemu_1"
 USERS = {BRIDGE: 64346, QEMU: 64347}
 LIMIT = 128 << 20  # bytes of memory, what docker/kubernetes.yaml gives to the bridge
 GUEST_TIMEOUT = 900.0  # seconds, of a machine in a machine on a busy host
-TIMEOUT = 60.0  # seconds, for QEMU to start
 
 # The guest reads what was on the disk, writes something else there and reads that back, past its
 # page cache; then it goes on reading.
@@ -41,7 +41,7 @@ until [ -b /dev/nvme0n1 ]; do sleep 0.1; done
 digest found
 head -c {SIZE} /dev/urandom >/made
 echo made $(sha256sum </made)
-dd if=/made of=/dev/nvme0n1 bs=256k conv=fsync
+dd if=/made of=/dev/nvme0n1 bs={SIZE} conv=fsync
 digest read
 while :; do digest again; done
 """
@@ -139,14 +139,6 @@ def events() -> list[str]:
     return re.findall("ready on|serving|client gone|stopping: SIGTERM", log())
 
 
-def until(event: str, times: int) -> None:
-    """Wait for the bridge's log to have had `event` so often."""
-    deadline = time.monotonic() + TIMEOUT
-    while events().count(event) < times:
-        assert time.monotonic() < deadline, events()
-        time.sleep(0.5)
-
-
 def status(container: str) -> dict[str, str]:
     """/proc/PID/status of its process 1."""
     text = Path("/proc", state(container, "Pid"), "status").read_text()
@@ -161,7 +153,7 @@ def test_page(environment: dict[str, str]) -> None:
 
 def test_a_guest_and_the_next_client(environment: dict[str, str]) -> None:
     known = os.urandom(SIZE)
-    nvme_disk().write_bytes(known)
+    disk(NVME).write_bytes(known)
     subprocess.run(("vfio-user-bridge", "bind", NVME), check=True)
     os.chown(Path("/dev/vfio", environment["GROUP"]), USERS[BRIDGE], USERS[BRIDGE])
     compose("up", "--no-start")
@@ -185,7 +177,7 @@ def test_a_guest_and_the_next_client(environment: dict[str, str]) -> None:
     podman("wait", QEMU)
 
     podman("start", QEMU)
-    until("serving", 2)
+    until(lambda: events().count("serving") >= 2, events)
     podman("stop", QEMU)
     assert state(QEMU, "ExitCode") == "0"
     podman("stop", BRIDGE)

@@ -7,8 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,8 @@ from integration import devices, guest, page
 from integration.guest_shell import SCRIPT, GuestShell
 from integration.progress import tail
 from vfio_user_bridge.kernel.pci import PciDevice
+
+from .waiting import until
 
 CARD = PciDevice(devices.RTL8139)
 DRIVER = "8139cp"  # the host's, and the guest's
@@ -31,7 +32,6 @@ CONSOLE = Path("/var/log/libvirt/qemu/vm-console.log")
 QEMU_LOG = Path("/var/log/libvirt/qemu/vm.log")
 PID_FILE = Path("/run/libvirt/qemu/vm.pid")
 PROFILES = ("/etc/apparmor.d/usr.sbin.libvirtd", "/etc/apparmor.d/usr.lib.libvirt.virt-aa-helper")
-PATIENCE = 60.0
 
 #: the card behind a port of its own, a port that is free, a disk
 DOMAIN = f"""\
@@ -87,17 +87,11 @@ def refused(*command: str) -> str:
     return done.stderr
 
 
-def eventually(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def libvirtd() -> Iterator[None]:
-    """Confined, and as it was afterwards. The page installs the hook."""
+    """Confined, and prepared as the page says; as it was afterwards."""
     run("apparmor_parser", "--replace", *PROFILES)
+    page.run("libvirt.md", {}, section="Once for a host")
     for name in "abc":
         (IMAGES / name).touch()
         (IMAGES / name).open("r+b").truncate(1 << 20)
@@ -181,7 +175,7 @@ class Story:
         assert "lease of 10.0.2." in self._shell.run(LEASE)
 
     def unplugged(self) -> None:
-        eventually(lambda: self._shell.run(f"ls -d {GUEST_CARD} || true").startswith("ls: "))
+        until(lambda: self._shell.run(f"ls -d {GUEST_CARD} || true").startswith("ls: "))
         # Its place is empty, and yet libvirt doesn't give it to others, neither now nor later.
         run(*attach("vdb", "b", "--live"))
         assert where("vdb") == "0x03"
@@ -190,8 +184,8 @@ class Story:
         assert where("vdd", "--inactive") == "0x03"
 
     def plugged(self) -> None:
-        eventually(lambda: self._shell.run(f"ls -d {GUEST_CARD} || true") == GUEST_CARD)
-        eventually(lambda: self._shell.run("[ -e /sys/class/net/eth0 ]; echo $?") == "0")
+        until(lambda: self._shell.run(f"ls -d {GUEST_CARD} || true") == GUEST_CARD)
+        until(lambda: self._shell.run("[ -e /sys/class/net/eth0 ]; echo $?") == "0")
         self.in_use()
 
     def destroyed(self) -> None:
@@ -233,4 +227,4 @@ def test_a_killed_qemu_gives_the_device_back() -> None:
     run("virsh", "start", "vm")
     assert CARD.driver == "vfio-pci"
     run("kill", f"-{signal.SIGKILL}", PID_FILE.read_text())
-    eventually(given_back)
+    until(given_back)

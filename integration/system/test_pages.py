@@ -77,12 +77,6 @@ def listed_group(bdf: str) -> dict[str, str]:
     return {"   14  ": f"{iommu_group(bdf):>5}  "}
 
 
-def only(folder: Path) -> str:
-    """Return the name of the one thing in `folder`."""
-    [path] = folder.iterdir()
-    return path.name
-
-
 def pip(command: str, *arguments: str) -> None:
     subprocess.run(("pip", command, "--break-system-packages", *arguments), check=True)
 
@@ -146,10 +140,10 @@ def test_gpu(tmp_path: Path) -> None:
 
 def test_nic_vf(tmp_path: Path) -> None:
     card = SYSFS / devices.IGB_HOST
-    name = only(card / "net")
+    [interface] = (card / "net").iterdir()
     here = {
         "0000:01:": devices.IGB_HOST.removesuffix("00.0"),
-        "enp1s0": name,
+        "enp1s0": interface.name,
         "enp0s2": "eth0",
         **NETWORK,
     }
@@ -158,25 +152,24 @@ def test_nic_vf(tmp_path: Path) -> None:
     finally:
         (card / "sriov_numvfs").write_text("0")
         (card / "sriov_drivers_autoprobe").write_text("1")
-        subprocess.run(("ip", "link", "set", name, "down"), check=True)
+        subprocess.run(("ip", "link", "set", interface.name, "down"), check=True)
 
 
 def test_nvme(tmp_path: Path) -> None:
-    controller = SYSFS / devices.NVME_PORT / "nvme"
-    disk = next((controller / only(controller)).glob("nvme*n*")).name
+    disk = devices.disk(devices.NVME_PORT)
     here = {
         **listed_group(devices.NVME_PORT),
         "0000:01:00.0": devices.NVME_PORT,
         "Samsung Electronics Co Ltd NVMe SSD Controller PM9A1/PM9A3/980PRO": "Red Hat, Inc."
         " QEMU NVM Express Controller",
-        "nvme1n1": disk,
+        "nvme1n1": disk.name,
     }
-    subprocess.run(("mkfs.ext4", "-q", f"/dev/{disk}"), check=True)
-    subprocess.run(("mount", f"/dev/{disk}", "/srv"), check=True)
+    subprocess.run(("mkfs.ext4", "-q", disk), check=True)
+    subprocess.run(("mount", disk, "/srv"), check=True)
     Path("/srv/note").write_text("written by the host\n")
     try:
         with given_back(devices.NVME_PORT):
             run("nvme.md", here, ("nvme", "crc32c_generic", "ext4"), tmp_path)
     finally:
         subprocess.run(("umount", "/srv"), check=False)
-        subprocess.run(("wipefs", "--all", f"/dev/{disk}"), check=True)
+        subprocess.run(("wipefs", "--all", disk), check=True)

@@ -7,8 +7,7 @@ import json
 import os
 import pwd
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +32,8 @@ from vfio_user_bridge import qemu
 from vfio_user_bridge.device import PciRegion
 from vfio_user_bridge.kernel import pci
 
+from .waiting import until
+
 UNITS = Path("/usr/lib/systemd/system")
 FOLDER = Path("/run/vfio-user-bridge")
 USER = "vfio-user-bridge"
@@ -41,7 +42,6 @@ DEVICE = devices.EDU_ALONE
 WITH_DRIVER = devices.RTL8139
 ABSENT = "0000:66:00.0"
 EDU_ID = 0x11E81234
-PATIENCE = 60.0
 
 
 def systemctl(*arguments: str) -> str:
@@ -64,13 +64,6 @@ def binding(device: str) -> str:
 def prop(name: str, unit: str) -> str:
     """A property of a unit, as systemctl show has it."""
     return systemctl("show", "--value", f"--property={name}", unit)
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, systemctl("list-units", "--all", ALL)
-        time.sleep(0.1)
 
 
 def client(device: str) -> RemoteDevice:
@@ -198,7 +191,10 @@ def test_killed_it_serves_again_when_the_client_has_let_go() -> None:
         bar = remote.map(PciRegion.BAR0)
         systemctl("kill", "--signal=KILL", service(DEVICE))
         # It doesn't come up while the device is in use, and doesn't give up either.
-        until(lambda: int(prop("NRestarts", service(DEVICE))) > 2)
+        until(
+            lambda: int(prop("NRestarts", service(DEVICE))) > 2,
+            lambda: systemctl("list-units", "--all", ALL),
+        )
         bar.close()
     serves(DEVICE)  # this one has waited
     assert prop("InvocationID", binding(DEVICE)) == bound
