@@ -178,7 +178,7 @@ def test_a_guest_and_the_next_client(environment: dict[str, str]) -> None:
 
     podman("start", QEMU)
     until(lambda: events().count("serving") >= 2, events)
-    podman("stop", QEMU)
+    podman("stop", "--time", "120", QEMU)  # not killed before it gets to hear of it
     assert state(QEMU, "ExitCode") == "0"
     podman("stop", BRIDGE)
     assert state(BRIDGE, "ExitCode") == "0"
