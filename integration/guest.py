@@ -26,7 +26,7 @@ NO_FILES: Mapping[str, bytes] = {}
 KERNEL_ARGUMENTS = " ".join(
     (
         "console=ttyS0 quiet loglevel=3 panic=-1 nokaslr tsc=reliable no_timer_check",
-        "mitigations=off init_on_alloc=0 rodata=off lsm= audit=0 ipv6.disable=1 numa=off",
+        "mitigations=off init_on_alloc=0 rodata=off lsm=landlock audit=0 ipv6.disable=1 numa=off",
         "noreplace-smp random.trust_cpu=on cryptomgr.notests",
         "initcall_blacklist=jent_mod_init,load_system_certificate_list,init_encrypted",
     )

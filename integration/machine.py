@@ -45,7 +45,7 @@ SYSTEMD_ARGUMENTS = (
     " systemd.unit=machine.service systemd.mask=serial-getty@ttyS0.service"
     " modules_load=vfio-pci,vfio_iommu_type1 systemd.hostname=machine"
     # As on Debian, but for the profiles of programs that aren't here, which take long to load.
-    " lsm=apparmor systemd.mask=apparmor.service"
+    " lsm=landlock,apparmor systemd.mask=apparmor.service"
 )
 ROOT_SCRIPT = f"""
 mount -t ext4 /dev/vda /mnt

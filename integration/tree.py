@@ -53,6 +53,8 @@ PACKAGES = (
     "python3",
     "python3-pip",
     *("python3-pytest", "python3-pytest-timeout"),
+    "python3-seccomp",
+    "strace",
     *("systemd-sysv", "udev", "dbus"),
 )
 

@@ -56,9 +56,15 @@ def test_values(command: str, option: str, values: set[str]) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_other_values_are_left_to_readline(command: str) -> None:
     """That is, paths. A flag is followed by what would be there without it."""
-    free = command_line.options(command) - command_line.flags(command) - {"--group"}
+    known = {"--group", "--user", "--allow-uid", "--allow-gid"}
+    free = command_line.options(command) - command_line.flags(command) - known
     for option in free - command_line.choices(command).keys():
         assert complete(f"{command} {option} ") == set(), option
+
+
+def test_users_and_groups() -> None:
+    assert "root" in complete("serve --user r") & complete("serve --allow-uid r")
+    assert "root" in complete("serve --allow-gid r")
 
 
 def test_paths_are_left_to_readline() -> None:

@@ -225,6 +225,32 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         help="permissions of socket files (default: 0600)",
     )
     parser.add_argument(
+        "--allow-uid",
+        metavar="USER",
+        action="append",
+        default=[],
+        help="only clients of this user, by name or number; repeat it for more",
+    )
+    parser.add_argument(
+        "--allow-gid",
+        metavar="GROUP",
+        action="append",
+        default=[],
+        help="clients that are in this group, likewise",
+    )
+    parser.add_argument(
+        "--user",
+        metavar="USER",
+        help="who to be once devices and sockets are open; sockets are this user's",
+    )
+    parser.add_argument(
+        "--confine",
+        choices=("auto", "all", "off"),
+        default="auto",
+        help="privileges, files and system calls that serving doesn't take are given up as far as"
+        " the host can do it; or it is an error if it can't; or not at all (default: auto)",
+    )
+    parser.add_argument(
         "--engine",
         choices=("native", "libvfio-user"),
         default="native",

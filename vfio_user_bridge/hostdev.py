@@ -18,7 +18,7 @@ from .device import Device, DeviceFlags, PciRegion, RegionFlags
 from .errors import DeviceError
 from .iommu import Iommu
 from .irqs import Interrupts
-from .kernel import pci, vfio
+from .kernel import dmabuf, pci, vfio
 from .messages import DeviceFeature, DeviceInfo, DmaMap, IrqInfo, IrqSet, RegionInfo
 from .migration import Migration
 from .protocol import Buffer
@@ -51,6 +51,7 @@ class HostDevice(Device):
         self.name = bdf
         self._iommu = iommu
         self._bar_mmap = bar_mmap
+        self._exported: dict[int, int] = {}  # regions as dma-bufs, -1 until a client asks
         self._mapped: set[int] = set()  # the IOVAs of maps that the container has from us
         self._migration = Migration()
         self._interrupts = Interrupts(())
@@ -75,8 +76,9 @@ class HostDevice(Device):
         info = DeviceInfo.unpack(vfio.device_info(self._fd))
         known = DeviceFlags.RESET | DeviceFlags.PCI
         self._info = replace(info, flags=info.flags & known)
-        self._regions = [self._region(index) for index in range(info.num_regions)]
-        self._offsets = [region.offset for region in self._regions]
+        regions = [self._region(index) for index in range(info.num_regions)]
+        self._offsets = [region.offset for region in regions]
+        self._regions = [self._offered(region) for region in regions]
         self._irqs = [self._irq(index) for index in range(info.num_irqs)]
         self._interrupts = Interrupts(self._irqs)
 
@@ -92,6 +94,14 @@ class HostDevice(Device):
         kept = tuple(c for c in info.capabilities if c.id not in _MAPPING_CAPABILITIES)
         flags = info.flags & ~(RegionFlags.MMAP | (0 if kept else RegionFlags.CAPS))
         return replace(info, flags=flags, capabilities=kept)
+
+    def _offered(self, region: RegionInfo) -> RegionInfo:
+        """As the client has it: in a file of its own where the kernel can give that away."""
+        bar = region.flags & RegionFlags.MMAP and region.index <= PciRegion.BAR5
+        if not bar or not dmabuf.mappable(self._fd, region.index, region.size):
+            return region
+        self._exported[region.index] = -1
+        return replace(region, offset=0)
 
     def _irq(self, index: int) -> IrqInfo:
         try:
@@ -116,8 +126,20 @@ class HostDevice(Device):
     def region_info(self, index: int) -> RegionInfo:
         return self._regions[index]
 
-    def region_fd(self, index: int) -> int:  # noqa: ARG002 - one file has them all, by offset
-        return self._fd
+    def region_fd(self, index: int) -> int:
+        fd = self._exported.get(index)
+        if fd is None:
+            return self._fd  # it has all regions, by offset
+        if fd < 0:
+            fd = dmabuf.export(self._fd, index, self._regions[index].size)
+            self._exported[index] = fd
+        return fd
+
+    def _forget_exported(self) -> None:
+        for index, fd in self._exported.items():
+            if fd >= 0:
+                os.close(fd)
+                self._exported[index] = -1
 
     def irq_info(self, index: int) -> IrqInfo:
         return self._irqs[index]
@@ -194,6 +216,7 @@ class HostDevice(Device):
                 # EBUSY: the last function at work there will have the bus reset.
                 level = logging.INFO if error.errno == errno.EBUSY else logging.ERROR
                 log.log(level, "%s: reset: %s", self.name, error)
+        self._forget_exported()
         with self._iommu.hot_reset.lock:
             # The last close puts config space and power state back (vfio_pci_core_disable), so the
             # next client finds what it would find after QEMU has had the device and ended.
@@ -221,6 +244,7 @@ class HostDevice(Device):
 
     def close(self) -> None:
         self._migration.close()
+        self._forget_exported()
         with self._iommu.hot_reset.lock:
             self._iommu.hot_reset.functions.pop(self.name, None)
             if self._fd >= 0:

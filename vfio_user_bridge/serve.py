@@ -12,21 +12,26 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .activation import passed
+from .confinement import User, confine, find_user
 from .device import Device
 from .errors import UsageError
 from .limits import Limits, parse
 from .notify import Manager
+from .peers import allowed
 from .server import Server
 from .session import Session
 from .sockets import Sockets
 
 if TYPE_CHECKING:
     from .iommu import Iommu
+
+log = logging.getLogger(__name__)
 
 MODEL = "model:"
 
@@ -47,6 +52,9 @@ def serve(options: Namespace) -> None:
     if len(names) > 1 and (options.socket_path or options.fd is not None):
         raise UsageError("several devices need a socket each: use --socket-dir DIR")
 
+    if options.user and options.confine == "off":
+        raise UsageError("--user is part of what --confine off leaves out: drop one of them")
+
     # Until run() has handlers of its own, SIGTERM undoes what was done, as SIGINT does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -59,15 +67,18 @@ def serve(options: Namespace) -> None:
 
 def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
     given = passed()  # before there are other descriptors
+    user = find_user(options.user) if options.user else None
     with ExitStack() as undo:
         server = Server(
             reset_on_disconnect=options.on_disconnect == "reset",
+            allowed=allowed(options.allow_uid, options.allow_gid),
             limits=limits,
             session=_engine(options.engine),
             manager=Manager(os.environ),
         )
         undo.callback(server.close)
         sockets = Sockets(options, names, given.sockets, undo)
+        folders = []
         groups = [*options.group_fd, *given.files]
         devices = _Devices(limits, groups, undo, bar_mmap=options.bar_mmap == "auto")
         ready = []
@@ -79,11 +90,25 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
                 device.close()
                 raise
             server.add(device, listener)
+            if listener.path:
+                folders.append(listener.path.parent)
+                if user:
+                    os.chown(listener.path, user.uid, user.gid)
             ready.append(f"{name} ready on {listener.address}\n")
         devices.check_groups()
+        _confine(options, user, folders)
         sys.stdout.write("".join(ready))
         sys.stdout.flush()
         server.run()
+
+
+def _confine(options: Namespace, user: User | None, folders: Iterable[Path]) -> None:
+    """:raise BridgeError: not as far as it must be"""
+    if options.confine == "off":
+        log.warning("not confined: --confine off")
+        return
+    whole, known = options.confine == "all", options.engine == "native"
+    log.info("confined: %s", confine(user, folders, whole=whole, filtered=known))
 
 
 def _engine(name: str) -> type[Session]:

@@ -8,7 +8,6 @@ import logging
 import selectors
 import signal
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from .device import Device
 from .limits import DEFAULTS, Limits
 from .listener import Listener
 from .notify import Manager
+from .peers import Allowed, peer
 from .session import Session
 from .transport import Connection
 
@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: how long a device may take to come to rest when the server ends, in seconds
 _PATIENCE = 60.0
-#: pid, uid, gid: struct ucred
-_UCRED = struct.Struct("=iII")
 
 
 class _Port:
@@ -54,6 +52,7 @@ class Server:
     """Serves every device that was added, each on its own socket.
 
     :param reset_on_disconnect: whether a device is reset when its client has gone
+    :param allowed: who may be a client
     :param limits: what each client may have
     :param session: who converses with clients: our own engine, or another
     :param manager: who is told how the server does
@@ -63,11 +62,13 @@ class Server:
         self,
         *,
         reset_on_disconnect: bool = True,
+        allowed: Allowed = Allowed(),  # noqa: B008 - it can't be changed
         limits: Limits = DEFAULTS,
         session: type[Session] = Session,
         manager: Manager | None = None,
     ) -> None:
         self._reset = reset_on_disconnect
+        self._allowed = allowed
         self._limits = limits
         self._session = session
         self._manager = manager or Manager({})
@@ -174,24 +175,24 @@ class Server:
             log.error("%s: can't accept a client: %s", port.device.name, error.strerror)
             time.sleep(0.1)  # out of descriptors, most likely; the client stays at the door
             return
-        ucred = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        pid, uid, _gid = _UCRED.unpack(ucred)
-        peer = f"pid {pid}, uid {uid}"
+        who = peer(sock)
         refusal = None
-        if port.deadline is not None:
+        if not self._allowed.admits(who):
+            refusal = "neither its user nor a group of it is allowed"
+        elif port.deadline is not None:
             refusal = "the host wants the device back"
         elif port.busy:
             refusal = "it has a client already"
         if refusal:
-            log.warning("%s: refused %s: %s", port.device.name, peer, refusal)
+            log.warning("%s: refused %s: %s", port.device.name, who, refusal)
             sock.close()
             return
-        port.peer = peer
+        port.peer = str(who)
         port.client = Connection(sock, self._limits)
         port.over = threading.Event()
         port.thread = threading.Thread(
             target=self._converse,
-            args=(port.device, port.client, peer, port.over),
+            args=(port.device, port.client, port.peer, port.over),
             name=port.device.name,
             daemon=True,  # one that is stuck in the kernel must not keep the process
         )

@@ -19,6 +19,7 @@ import pytest
 from integration import guest, page
 from integration.containers import FOLDER, IMAGES
 from integration.devices import NVME, disk
+from tests.processes import status
 from vfio_user_bridge.kernel import pci
 
 from .waiting import until
@@ -140,10 +141,8 @@ def events() -> list[str]:
     return re.findall("ready on|serving|client gone|stopping: SIGTERM", log())
 
 
-def status(container: str) -> dict[str, str]:
-    """/proc/PID/status of its process 1."""
-    text = Path("/proc", state(container, "Pid"), "status").read_text()
-    return dict(line.split(":\t", 1) for line in text.splitlines())
+def main_process(container: str) -> int:
+    return int(state(container, "Pid"))
 
 
 def test_page(environment: dict[str, str]) -> None:
@@ -166,7 +165,7 @@ def test_a_guest_and_the_next_client(environment: dict[str, str]) -> None:
         assert console.until("read") == made
 
         for container, user in USERS.items():
-            process = status(container)
+            process = status(main_process(container))
             assert process["Uid"].split() == [str(user)] * 4
             assert process["CapEff"] == process["CapPrm"] == process["CapBnd"] == "0" * 16
             assert process["NoNewPrivs"] == "1"
@@ -180,8 +179,8 @@ def test_a_guest_and_the_next_client(environment: dict[str, str]) -> None:
     podman("start", QEMU)
     until(lambda: events().count("serving") >= 2, events)
     # Process 1 of a container is deaf to a signal until it has a handler.
-    bit = 1 << (signal.SIGTERM - 1)
-    until(lambda: int(status(QEMU)["SigCgt"], 16) & bit != 0, lambda: status(QEMU))
+    qemu, bit = main_process(QEMU), 1 << (signal.SIGTERM - 1)
+    until(lambda: int(status(qemu)["SigCgt"], 16) & bit != 0, lambda: status(qemu))
     podman("stop", "--time", "120", QEMU)
     assert state(QEMU, "ExitCode") == "0"
     podman("stop", BRIDGE)

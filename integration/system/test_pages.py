@@ -109,6 +109,10 @@ def test_guide() -> None:
         page.run("guide.md", here)
 
 
+def test_security() -> None:
+    page.run("security.md", {})
+
+
 def test_first_device(tmp_path: Path) -> None:
     with given_back(devices.E1000E):
         here = {**listed_group(devices.E1000E), **NETWORK}

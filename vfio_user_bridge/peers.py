@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Who is at the other end of a UNIX socket, as the kernel knows it, and who may be."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import pwd
+import socket
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from struct import Struct
+
+from .errors import UsageError
+
+#: pid, uid, gid: struct ucred
+_UCRED = Struct("=iII")
+_SO_PEERGROUPS = 59  # asm-generic/socket.h
+_MAX_GROUPS = 256  # as many as Python's getsockopt() has room for
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The process that connected, as it was then."""
+
+    pid: int
+    uid: int
+    gids: frozenset[int]
+
+    def __str__(self) -> str:
+        return f"pid {self.pid}, uid {self.uid}"
+
+
+def peer(sock: socket.socket) -> Peer:
+    """SO_PEERCRED and SO_PEERGROUPS of a connected socket."""
+    ucred = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, gid = _UCRED.unpack(ucred)
+    groups = array("I")
+    with contextlib.suppress(OSError):  # another number there, or more groups
+        groups.frombytes(
+            sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MAX_GROUPS * groups.itemsize)
+        )
+    return Peer(pid, uid, frozenset((gid, *groups)))
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Whom the operator lets in, of those who may open the socket's file.
+
+    One of the users, or a member of one of the groups; anyone if none is named. Root isn't let in
+    for being root.
+    """
+
+    uids: frozenset[int] = frozenset()
+    gids: frozenset[int] = frozenset()
+
+    def admits(self, who: Peer) -> bool:
+        nobody_named = not self.uids and not self.gids
+        return nobody_named or who.uid in self.uids or bool(who.gids & self.gids)
+
+
+def allowed(users: Iterable[str], groups: Iterable[str]) -> Allowed:
+    """Read names and numbers.
+
+    :raise UsageError: there is no user or group of such a name
+    """
+    return Allowed(frozenset(map(_uid, users)), frozenset(map(_gid, groups)))
+
+
+def _uid(text: str) -> int:
+    if text.isdecimal():
+        return int(text)
+    try:
+        return pwd.getpwnam(text).pw_uid
+    except KeyError:
+        raise UsageError(f"there is no user {text!r}") from None
+
+
+def _gid(text: str) -> int:
+    if text.isdecimal():
+        return int(text)
+    try:
+        return grp.getgrnam(text).gr_gid
+    except KeyError:
+        raise UsageError(f"there is no group {text!r}") from None
