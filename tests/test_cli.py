@@ -26,7 +26,7 @@ from vfio_user_bridge.kernel import drivers, inuse, pci
 from vfio_user_bridge.serve import device_name
 
 NIC, TWIN, PORT = "0000:01:10.1", "0000:01:10.2", "0000:00:01.0"
-COMMANDS = ("serve", "list", "bind", "unbind", "qemu-args", "libvirt-xml")
+COMMANDS = ("serve", "list", "bind", "unbind", "status", "qemu-args", "libvirt-xml")
 COMMAND = (sys.executable, "-m", "vfio_user_bridge")
 
 

@@ -47,6 +47,7 @@ FILTERED = {
 }
 LEFT = {
     "start a thread": "t = threading.Thread(target=int); t.start(); t.join()",
+    "end while a thread goes on": "threading.Thread(target=doze, daemon=True).start()",
     "use a module for the first time": "import colorsys",
     "say what time it is": "assert time.strftime('%H', time.localtime(0)) == NIGHT",
     "explain itself": "open('/proc/self/status').read()",
@@ -63,6 +64,9 @@ from vfio_user_bridge.confinement import confine
 FOLDER = sys.argv[1]
 NIGHT = time.strftime('%H', time.localtime(0))
 MEMORY = os.memfd_create("memory"); os.truncate(MEMORY, 4096)
+def doze():
+    while True:
+        time.sleep(1e-5)
 confine(None, [Path(FOLDER)], filtered=sys.argv[2] == "True")
 try:
     exec(sys.argv[3])

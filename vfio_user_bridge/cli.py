@@ -165,6 +165,17 @@ def _parser() -> argparse.ArgumentParser:
     _add_devices(unbinder)
     unbinder.set_defaults(run=_unbind)
 
+    status = command("status", "show what a running bridge does")
+    status.add_argument(
+        "--control",
+        metavar="PATH",
+        type=Path,
+        required=True,
+        help="the control socket that serve was told to make",
+    )
+    status.add_argument("--json", action="store_true", help="all that is known, for programs")
+    status.set_defaults(run=_status)
+
     args = command("qemu-args", "print the QEMU arguments that connect to sockets")
     args.add_argument("sockets", metavar="SOCKET", nargs="+", type=Path)
     args.add_argument("--memory", metavar="SIZE", default="4G", help="guest RAM (default: 4G)")
@@ -268,6 +279,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         choices=("reset", "keep"),
         default="reset",
         help="what becomes of the device's state when its client goes (default: reset)",
+    )
+    parser.add_argument(
+        "--control",
+        metavar="PATH",
+        type=Path,
+        help="a socket for `status`, to be made for the user of this process alone",
     )
     parser.add_argument(
         "--limit",
@@ -377,6 +394,16 @@ def _chosen(options: argparse.Namespace) -> list[PciDevice]:
         if device.iommu_group is not None:
             chosen |= {member.bdf: member for member in pci.group_endpoints(device.iommu_group)}
     return list(chosen.values())
+
+
+def _status(options: argparse.Namespace) -> None:
+    import json
+
+    from .control import ask
+    from .status import as_text
+
+    answer = ask(options.control, "status")
+    print(json.dumps(answer, indent=2) if options.json else as_text(answer))
 
 
 def _qemu_args(options: argparse.Namespace) -> None:

@@ -7,6 +7,8 @@ another is named; capabilities; files, by Landlock; system calls, by seccomp.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import pwd
 import resource
@@ -78,6 +80,8 @@ def confine(
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
     seccomp = syscall_filter.binding()
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libgcc_s.so.1")  # glibc loads it late, to end a thread (pthread_exit)
     version = landlock.restrict(_files(folders))
     if version:
         in_force.append(f"Landlock (ABI {version})")
@@ -105,9 +109,16 @@ def _drop_privileges(new: User | None) -> Iterator[str]:
             ) from None
     credentials.drop_capabilities(kept)
     credentials.gain_nothing()
-    yield f"user {new.name if new else os.geteuid()}"
+    yield f"user {new.name if new else _name(os.geteuid())}"
     yield "of capabilities cap_ipc_lock alone" if kept else "no capabilities"
     yield "no new privileges"
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)  # a container's
 
 
 def _for_locked_memory() -> tuple[int, ...]:

@@ -12,16 +12,20 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import __version__
 from .activation import passed
-from .confinement import User, confine, find_user
+from .confinement import Confinement, User, confine, find_user
 from .device import Device
 from .errors import UsageError
 from .limits import Limits, parse
+from .listener import listen
 from .notify import Manager
 from .peers import allowed
 from .server import Server
@@ -29,6 +33,7 @@ from .session import Session
 from .sockets import Sockets
 
 if TYPE_CHECKING:
+    from .control import Control
     from .iommu import Iommu
 
 log = logging.getLogger(__name__)
@@ -78,7 +83,7 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
         )
         undo.callback(server.close)
         sockets = Sockets(options, names, given.sockets, undo)
-        folders = []
+        files = []  # the sockets that are ours
         groups = [*options.group_fd, *given.files]
         devices = _Devices(limits, groups, undo, bar_mmap=options.bar_mmap == "auto")
         ready = []
@@ -91,24 +96,52 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
                 raise
             server.add(device, listener)
             if listener.path:
-                folders.append(listener.path.parent)
-                if user:
-                    os.chown(listener.path, user.uid, user.gid)
+                files.append(listener.path)
             ready.append(f"{name} ready on {listener.address}\n")
         devices.check_groups()
-        _confine(options, user, folders)
+        control = None
+        if options.control:
+            control = _control(options.control)
+            undo.callback(control.close)
+            files.append(options.control)
+        confinement = _confine(options, user, files)
+        if control:
+            control.start({"status": partial(_status, server, confinement)})
         sys.stdout.write("".join(ready))
         sys.stdout.flush()
         server.run()
 
 
-def _confine(options: Namespace, user: User | None, folders: Iterable[Path]) -> None:
+def _control(path: Path) -> Control:
+    """:raise BridgeError: msgpack isn't installed, or the socket can't be made"""
+    from .control import Control
+
+    return Control(listen(path, 0o600))
+
+
+def _status(server: Server, confinement: Confinement) -> dict[str, object]:
+    """The control socket's method of that name."""
+    return {
+        "version": __version__,
+        "pid": os.getpid(),
+        "confinement": asdict(confinement),
+        "devices": [asdict(status) for status in server.status()],
+    }
+
+
+def _confine(options: Namespace, user: User | None, sockets: Sequence[Path]) -> Confinement:
     """:raise BridgeError: not as far as it must be"""
     if options.confine == "off":
         log.warning("not confined: --confine off")
-        return
+        return Confinement((), ("everything: --confine off",))
+    if user:
+        for path in sockets:
+            os.chown(path, user.uid, user.gid)
+    folders = {path.parent for path in sockets}
     whole, known = options.confine == "all", options.engine == "native"
-    log.info("confined: %s", confine(user, folders, whole=whole, filtered=known))
+    confinement = confine(user, folders, whole=whole, filtered=known)
+    log.info("confined: %s", confinement)
+    return confinement
 
 
 def _engine(name: str) -> type[Session]:

@@ -19,6 +19,7 @@ from .listener import Listener
 from .notify import Manager
 from .peers import Allowed, peer
 from .session import Session
+from .status import DeviceStatus, of_client
 from .transport import Connection
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class _Port:
         self.listener = listener
         self.client: Connection | None = None
         self.peer = ""  # who that is
+        self.session: Session | None = None  # and what is said
         self.thread: threading.Thread | None = None
         self.over = threading.Event()  # the latest conversation is
         self.over.set()
@@ -46,6 +48,15 @@ class _Port:
     @property
     def busy(self) -> bool:
         return not self.over.is_set()
+
+    def status(self) -> DeviceStatus:
+        name, address = self.device.name, self.listener.address
+        if not self.busy or self.client is None or self.session is None:
+            wanted = self.deadline is not None
+            return DeviceStatus(name, address, "wanted by the host" if wanted else "no client")
+        state = "coming to rest" if self.client.hung_up() else "serving"
+        known = of_client(self.session.state) if self.session.state else {}
+        return DeviceStatus(name, address, state, self.peer, **known)
 
 
 class Server:
@@ -99,7 +110,7 @@ class Server:
                     self._register(port.device.host_request, partial(self._give_notice, port))
             self._manager.ready()
             while self._ports and not self._stopped_by:
-                self._manager.report(self._status())
+                self._manager.report(self._summary())
                 for key, _ in self._selector.select(self._patience()):
                     key.data()
                 for port in self._ports:
@@ -115,7 +126,11 @@ class Server:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _status(self) -> str:
+    def status(self) -> list[DeviceStatus]:
+        """Of each device; any thread may ask."""
+        return [port.status() for port in list(self._ports)]
+
+    def _summary(self) -> str:
         """Which devices have a client, for `systemctl status`."""
         return "; ".join(
             f"{port.device.name}: {port.peer if port.busy else 'no client'}" for port in self._ports
@@ -190,19 +205,18 @@ class Server:
         port.peer = str(who)
         port.client = Connection(sock, self._limits)
         port.over = threading.Event()
+        port.session = self._session(port.client, port.device, port.peer, self._limits)
         port.thread = threading.Thread(
             target=self._converse,
-            args=(port.device, port.client, port.peer, port.over),
+            args=(port.device, port.session, port.over),
             name=port.device.name,
             daemon=True,  # one that is stuck in the kernel must not keep the process
         )
         port.thread.start()
 
-    def _converse(
-        self, device: Device, connection: Connection, peer: str, over: threading.Event
-    ) -> None:
+    def _converse(self, device: Device, session: Session, over: threading.Event) -> None:
         try:
-            self._session(connection, device, peer, self._limits).run(reset=self._reset)
+            session.run(reset=self._reset)
         except Exception:
             log.exception("%s: a defect of the bridge ended this session", device.name)
         finally:
