@@ -47,14 +47,14 @@ host: venv ## a real QEMU drives our models
 
 machine: venv ## real kernel VFIO, in the test machine
 	$(BIN)/python -m integration.machine --no-remapping -- $(INSIDE) integration/unremapped
-	$(BIN)/python -m integration.machine --timeout 4800 -- $(INSIDE) integration/inside
+	$(BIN)/python -m integration.machine --kernel --timeout 4800 -- $(INSIDE) integration/inside
 
 system: venv ## the bridge as it is installed and run: systemd, libvirt, podman
-	$(BIN)/python -m integration.machine --systemd --images --timeout 4800 -- $(INSIDE) \
+	$(BIN)/python -m integration.machine --systemd --images --kernel --timeout 4800 -- $(INSIDE) \
 		$(patsubst %,integration/system/test_%.py,system install systemd pages libvirt containers)
 
 fidelity: venv ## what the guest can tell: the table, direct against bridged; part of machine
-	$(BIN)/python -m integration.machine --timeout 4800 -- $(INSIDE) -m fidelity integration/inside
+	$(BIN)/python -m integration.machine --kernel --timeout 4800 -- $(INSIDE) -m fidelity integration/inside
 
 demo: venv ## a guest drives an NVMe controller through the bridge; DEVICE=0000:xx:yy.z for yours
 	@$(BIN)/python -m integration.demo

@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from integration import cache, tree
+from integration import cache
+from integration.debian import KEYRING, SUITE, host_packages, mirror
 
 if TYPE_CHECKING:
     from integration.progress import LoggedStep
@@ -23,13 +24,13 @@ FOLDER = "images"  # of the results
 
 HOST_TOOLS = {"mmdebstrap": "mmdebstrap", "buildah": "buildah"}
 
-BASE = f"debian:{tree.SUITE}-slim"
+BASE = f"debian:{SUITE}-slim"
 SOURCES = f"""\
 Types: deb
 URIs: {{mirror}}
-Suites: {tree.SUITE} {tree.SUITE}-updates
+Suites: {SUITE} {SUITE}-updates
 Components: main
-Signed-By: {tree.KEYRING}
+Signed-By: {KEYRING}
 """
 DPKG_PATHS = tuple(f"path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man"))
 # As in the official image, apt keeps neither the packages that it has installed nor indices.
@@ -75,7 +76,7 @@ def archive(image: Image) -> Path:
     """
 
     def build(part: Path, step: LoggedStep) -> None:
-        tree.host_packages(step, HOST_TOOLS)
+        host_packages(step, HOST_TOOLS)
         with tempfile.TemporaryDirectory(dir=cache.root()) as scratch:
             _build(image, base, Path(scratch), part, step)
 
@@ -88,9 +89,9 @@ def _base() -> Path:
     """Return the file system of `BASE` in the cache, a tar file."""
 
     def build(part: Path, step: LoggedStep) -> None:
-        tree.host_packages(step, HOST_TOOLS)
-        mirror = tree.mirror(step)
-        sources = SOURCES.format(mirror=mirror)
+        host_packages(step, HOST_TOOLS)
+        uri = mirror(step)
+        sources = SOURCES.format(mirror=uri)
         step.run(
             "mmdebstrap",
             "--mode=root",
@@ -104,9 +105,9 @@ def _base() -> Path:
             f"--customize-hook=printf %s '{sources}' >\"$1/etc/apt/sources.list.d/debian.sources\"",
             '--customize-hook=cd "$1" && rm etc/apt/sources.list etc/apt/apt.conf.d/99mmdebstrap'
             " var/cache/apt/*.bin",
-            tree.SUITE,
+            SUITE,
             part,
-            f"deb [signed-by={tree.KEYRING}] {mirror} {tree.SUITE} main",
+            f"deb [signed-by={KEYRING}] {uri} {SUITE} main",
         )
 
     return cache.artefact("image-base", f"making {BASE}", BASE_RECIPE, build)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 ROOT = Path("/")
-KERNEL = "boot/vmlinux"  # not compressed, so that QEMU enters it by PVH
 NO_FILES: Mapping[str, bytes] = {}
 
 # What makes a boot under TCG short: each of these leaves out work that costs a second or more in
@@ -57,15 +56,15 @@ class Entry(NamedTuple):
     device: tuple[int, int] = (0, 0)
 
 
-def boot_arguments(initramfs: Path, append: str = "", tree: Path = ROOT) -> list[str]:
-    """Return QEMU's arguments to boot `initramfs`, without those for machine type and memory.
+def boot_arguments(kernel: Path, initramfs: Path, append: str = "") -> list[str]:
+    """Return QEMU's arguments to boot `kernel`, without those for machine type and memory.
 
     :param append: further kernel arguments.
     """
     return [
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-accel", "tcg,thread=multi", "-cpu", CPU),
-        *("-kernel", str(tree / KERNEL), "-initrd", str(initramfs)),
+        *("-kernel", str(kernel), "-initrd", str(initramfs)),
         *("-append", f"{KERNEL_ARGUMENTS} {append}"),
     ]
 

@@ -6,7 +6,8 @@ is its /checkout, read-only; a folder of the host is its /results; all else that
 thrown away. Its process 1 is a script, or systemd with all that it starts on a Debian host, and
 the product installed from its wheel.
 
-    python -m integration.machine [--systemd] [--images] [--device DEVICE]... -- COMMAND...
+    python -m integration.machine [--systemd] [--images] [--kernel] [--device DEVICE]...
+        -- COMMAND...
     python -m integration.machine [--systemd] --shell
 """
 
@@ -23,7 +24,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from integration import cache, containers, guest, library, qemu, tree, wheel
+from integration import cache, containers, guest, guests_kernel, library, qemu, tree, wheel
 from integration.devices import standard
 from integration.progress import LoggedStep, StepError, tail
 
@@ -86,6 +87,7 @@ def run(
     remapping: bool = True,
     systemd: bool = False,
     images: bool = False,
+    kernel: bool = False,
 ) -> int:
     """Run `command` in the machine, from the checkout's root as root; return its exit status.
 
@@ -98,6 +100,7 @@ def run(
     :param remapping: whether the IOMMU remaps interrupts; without, a device has one MSI vector.
     :param systemd: have systemd as process 1.
     :param images: have the container images among the results.
+    :param kernel: have the guests' kernel there too.
     :raise MachineError: it hung, or ended before the command did.
     :raise StepError: the machine can't be built.
     """
@@ -114,6 +117,8 @@ def run(
             wheel.build(results, step)
     if images:
         containers.carry(results)
+    if kernel:
+        guests_kernel.carry(results)
     with tempfile.TemporaryDirectory() as scratch:
         initramfs = Path(scratch, "initramfs")
         script = f"init={SYSTEMD if systemd else SCRIPT}\n{ROOT_SCRIPT}"
@@ -129,15 +134,15 @@ def run(
 
 
 def _arguments(initramfs: Path, results: Path, remapping: bool, systemd: bool) -> list[str]:
-    kernel = "intel_iommu=on"
+    append = "intel_iommu=on"
     if systemd:
-        kernel += SYSTEMD_ARGUMENTS
+        append += SYSTEMD_ARGUMENTS
     if not remapping:
-        kernel += " vfio_iommu_type1.allow_unsafe_interrupts=1"
+        append += " vfio_iommu_type1.allow_unsafe_interrupts=1"
     iommu = f"intel-iommu,intremap={'on' if remapping else 'off'},aw-bits=48"
     drive = f"if=none,id=root,format=raw,snapshot=on,file={image()}"
     return [
-        *guest.boot_arguments(initramfs, kernel, tree=tree.path()),
+        *guest.boot_arguments(tree.path() / tree.KERNEL, initramfs, append),
         *("-machine", "q35", "-smp", "2", "-m", str(MEMORY_MIB)),
         *("-device", iommu),
         *("-drive", drive, "-device", "virtio-blk-pci,drive=root,addr=2.0"),
@@ -220,6 +225,7 @@ def main() -> int:
     )
     parser.add_argument("--systemd", action="store_true", help="systemd as process 1")
     parser.add_argument("--images", action="store_true", help="the container images, in /results")
+    parser.add_argument("--kernel", action="store_true", help="the guests' kernel, there too")
     parser.add_argument("--results", type=Path, help="the folder to be /results")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="in seconds (%(default)s)")
     parser.add_argument("command", nargs="*")
@@ -240,6 +246,7 @@ def main() -> int:
                 remapping=not options.no_remapping,
                 systemd=options.systemd,
                 images=options.images,
+                kernel=options.kernel,
             )
         except (MachineError, StepError) as error:
             print(error, file=sys.stderr)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from integration import guest, qemu
 from integration.progress import Step, StepError
+from integration.tree import KERNEL
 from vfio_user_bridge.qemu import arguments
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def run(
         initramfs.write_bytes(guest.initramfs(script, modules, tree=tree))
         command = [
             *qemu.find(),
-            *guest.boot_arguments(initramfs, tree=tree),
+            *guest.boot_arguments(tree / KERNEL, initramfs),
             *arguments([socket], MEMORY),
             *("-serial", "stdio"),
         ]

@@ -10,23 +10,19 @@ modules lie there uncompressed, and so does the kernel itself, as /boot/vmlinux.
 from __future__ import annotations
 
 import lzma
-import os
 import struct
-import subprocess
 from typing import TYPE_CHECKING
 
 from integration import cache
-from integration.progress import StepError, which
+from integration.debian import KEYRING, SUITE, host_packages, mirror
+from integration.progress import StepError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from integration.progress import LoggedStep
 
-SUITE = "trixie"
 BACKPORTS = f"{SUITE}-backports"
-KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 HOST_TOOLS = {  # command: the Debian package that has it
     "mmdebstrap": "mmdebstrap",
@@ -117,6 +113,8 @@ SETUP_SECTS = 0x1F1
 PAYLOAD_OFFSET = 0x248
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 
+KERNEL = "boot/vmlinux"  # Debian's, not compressed, so that QEMU enters it by PVH
+
 EDITION = 1  # part of the tree's fingerprint: raise it when code below changes what is built
 
 
@@ -127,34 +125,6 @@ def path() -> Path:
     """
     recipe = (SUITE, PACKAGES, PREFERENCES, DPKG_PATHS, EDITION)
     return cache.artefact("tree", f"installing Debian {SUITE} with QEMU", recipe, _build)
-
-
-def host_packages(step: LoggedStep, tools: Mapping[str, str]) -> None:
-    """Install on the host, with apt-get, the tools that building takes and that it lacks.
-
-    :param tools: for each command, the Debian package that has it.
-    :raise StepError: not root (which building itself takes too), or apt-get failed.
-    """
-    missing = sorted({package for tool, package in tools.items() if not which(tool)})
-    if os.geteuid():
-        raise StepError(f"{step.what}: not root; run this as root")
-    if missing or not _mirror():
-        step.run("apt-get", "update")
-    if missing:
-        step.run("apt-get", "install", "--yes", "--no-install-recommends", *missing)
-
-
-def mirror(step: LoggedStep) -> str:
-    """Return the URI that the host's own apt gets Debian from.
-
-    :raise StepError: it has none.
-    """
-    uri = _mirror()
-    if not uri:
-        raise StepError(
-            f"{step.what}: apt on this host has no Debian source; add one and try again"
-        )
-    return uri
 
 
 def kernel_release(tree: Path) -> str:
@@ -186,18 +156,6 @@ def _build(part: Path, step: LoggedStep) -> None:
     _unpack_kernel(part, step)
 
 
-def _mirror() -> str:
-    """Return the URI that the host's own apt gets Debian from, or "" if it has none."""
-    targets = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages",
-         "Label: Debian"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )  # fmt: skip
-    return targets.stdout.partition("\n")[0]
-
-
 def _unpack_kernel(tree: Path, step: LoggedStep) -> None:
     release = kernel_release(tree)
     for packed in (tree / "usr/lib/modules" / release).rglob("*.ko.xz"):
@@ -212,6 +170,6 @@ def _unpack_kernel(tree: Path, step: LoggedStep) -> None:
     payload = image[start : start + length - 4]
     if not payload.startswith(ZSTD_MAGIC):
         raise StepError(f"{step.what}: the kernel {release} is not compressed with zstd")
-    packed = tree / "boot/vmlinux.zst"
+    packed = tree / f"{KERNEL}.zst"
     packed.write_bytes(payload)
     step.run("zstd", "--decompress", "--rm", packed)

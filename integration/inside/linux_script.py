@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from integration import guest, qemu
+from integration.guests_kernel import CARRIED
 from vfio_user_bridge.qemu import arguments
 
 #: what a guest saw, by BDF and check
@@ -25,11 +26,6 @@ Seen = dict[tuple[str, str], str]
 
 MEMORY = "256M"
 TIMEOUT = 1800.0  # for the guest, in seconds; it takes 300 to 600 on two cores
-
-MODULES = (
-    *("nvme", "virtio_blk", "xhci_pci", "usb_storage", "sd_mod"),
-    *("e1000", "e1000e", "igb", "igbvf", "8139cp"),
-)
 
 #: What disks begin with and what the guest writes to them: it has it as /content.
 CONTENT_SIZE = 1 << 20  # bytes
@@ -161,11 +157,11 @@ def boot(
     listed = "".join(f"{there(bdf)} {check}\n" for bdf, check in checks)
     files = {**program("/usr/bin/lspci"), "content": content, "checks": listed.encode()}
     with tempfile.NamedTemporaryFile() as initramfs:
-        initramfs.write(guest.initramfs(script, MODULES, files))
+        initramfs.write(guest.initramfs(script, files=files))
         initramfs.flush()
         command = [
             *qemu.find(),
-            *guest.boot_arguments(Path(initramfs.name)),
+            *guest.boot_arguments(CARRIED, Path(initramfs.name)),
             *arguments([], MEMORY),
             *("-device", "virtio-serial-pci,addr=2.0", "-device", "virtserialport,chardev=seen"),
             *("-chardev", f"file,id=seen,path={results / 'seen.tar'}"),

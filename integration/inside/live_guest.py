@@ -14,6 +14,7 @@ from pathlib import Path
 
 from integration import guest, qemu
 from integration.guest_shell import SCRIPT, TIMEOUT, GuestShell
+from integration.guests_kernel import CARRIED
 from integration.progress import tail
 from vfio_user_bridge.qemu import arguments
 
@@ -28,7 +29,6 @@ class LiveGuest:
     :param folder: for sockets and logs
     :param sockets: by the id that the device gets, in the order of the guest's buses from 1 on;
         None leaves the port empty for such a device
-    :param modules: kernel modules to load
     :param script: shell functions for the command lines
     :param machine: further arguments for QEMU, before those of the devices
     :param append: further kernel arguments
@@ -38,7 +38,6 @@ class LiveGuest:
         self,
         folder: Path,
         sockets: Mapping[str, Path | None],
-        modules: Sequence[str],
         script: str = "",
         *,
         machine: Sequence[str] = (),
@@ -47,11 +46,11 @@ class LiveGuest:
         self._console = folder / "console"
         self._shell = GuestShell(folder / "shell", self._console)
         initramfs = folder / "initramfs"
-        initramfs.write_bytes(guest.initramfs(script + SCRIPT, modules))
+        initramfs.write_bytes(guest.initramfs(script + SCRIPT))
         self.qmp = Qmp(folder)
         command = [
             *qemu.find(),
-            *guest.boot_arguments(initramfs, append),
+            *guest.boot_arguments(CARRIED, initramfs, append),
             *arguments([], MEMORY),
             *machine,
             *("-serial", f"file:{self._console}"),

@@ -33,7 +33,6 @@ GUEST = {name: f"0000:{bus:02}:00.0" for bus, name in enumerate(HOST, start=1)}
 DRIVER = {DISK: "nvme", CARD: "e1000e", LATE_CARD: "8139cp"}
 AT_BOOT = (DISK, CARD)
 
-MODULES = (*DRIVER.values(), "crc32c_generic", "ext4")
 SCRIPT = """
 mounted() {  # run a command with the disk's file system in /mnt
     until [ -b /dev/nvme*n1 ]; do sleep 0.1; done
@@ -115,7 +114,6 @@ class Life:
         self._guest = guest = LiveGuest(
             self._folder,
             sockets,
-            MODULES,
             SCRIPT,
             machine=IOMMU if viommu else (),
             append=IOMMU_KERNEL if viommu else "",

@@ -19,6 +19,7 @@ import pytest
 from integration import guest, page
 from integration.containers import FOLDER, IMAGES
 from integration.devices import NVME, disk
+from integration.guests_kernel import CARRIED
 from tests.processes import status
 from vfio_user_bridge.kernel import pci
 
@@ -73,8 +74,8 @@ def images() -> Iterator[None]:
 def guest_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("guest")
     folder.chmod(0o755)
-    shutil.copy(guest.ROOT / guest.KERNEL, folder / "vmlinuz")
-    (folder / "initrd").write_bytes(guest.initramfs(SCRIPT, ["nvme"]))
+    shutil.copy(CARRIED, folder / "vmlinuz")
+    (folder / "initrd").write_bytes(guest.initramfs(SCRIPT))
     return folder
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from integration import devices, guest, page
 from integration.guest_shell import SCRIPT, GuestShell
+from integration.guests_kernel import CARRIED
 from integration.progress import tail
 from vfio_user_bridge.kernel.pci import PciDevice
 
@@ -95,8 +96,8 @@ def libvirtd() -> Iterator[None]:
     for name in "abc":
         (IMAGES / name).touch()
         (IMAGES / name).open("r+b").truncate(1 << 20)
-    shutil.copy(f"/{guest.KERNEL}", IMAGES / "kernel")
-    (IMAGES / "initramfs").write_bytes(guest.initramfs(SCRIPT, ("virtio_blk", DRIVER)))
+    shutil.copy(CARRIED, IMAGES / "kernel")
+    (IMAGES / "initramfs").write_bytes(guest.initramfs(SCRIPT))
     yield
     for path in IMAGES.iterdir():
         path.unlink()

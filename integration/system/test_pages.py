@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from integration import devices, guest, page
+from integration.guests_kernel import CARRIED
 from integration.inside.linux_script import program
 
 SYSFS = Path("/sys/bus/pci/devices")
@@ -47,15 +48,15 @@ echo
 NETWORK = {"192.0.2.1": "10.0.2.2"}
 
 
-def run(name: str, here: Mapping[str, str], modules: Sequence[str], folder: Path) -> None:
-    """Run page `name`; the guest in it loads `modules` as it boots."""
+def run(name: str, here: Mapping[str, str], folder: Path) -> None:
+    """Run page `name`."""
     here = {**here, **MEMORY}
     typed = re.findall(rf"^{PROMPT}(.*)$", page.read(name, here), re.MULTILINE)
     script = "".join(f"echo {shlex.quote(PROMPT + line)}\n{line}\n" for line in typed)
     files = {**program("/usr/bin/lspci"), "pci.ids": Path("/usr/share/misc/pci.ids").read_bytes()}
     initramfs = folder / "initramfs"
-    initramfs.write_bytes(guest.initramfs(INSTALLED + script, modules, files))
-    boot = shlex.join([*guest.boot_arguments(initramfs), "-serial", "stdio"])
+    initramfs.write_bytes(guest.initramfs(INSTALLED + script, files=files))
+    boot = shlex.join([*guest.boot_arguments(CARRIED, initramfs), "-serial", "stdio"])
     page.run(name, {**here, HOST: boot}, GUEST_TIMEOUT)
 
 
@@ -116,7 +117,7 @@ def test_security() -> None:
 def test_first_device(tmp_path: Path) -> None:
     with given_back(devices.E1000E):
         here = {**listed_group(devices.E1000E), **NETWORK}
-        run("first-device.md", here, ("e1000e",), tmp_path)
+        run("first-device.md", here, tmp_path)
 
 
 def test_gpu(tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_gpu(tmp_path: Path) -> None:
         sound: card,
     }
     with given_back(gpu, audio):
-        run("gpu.md", here, ("e1000",), tmp_path)
+        run("gpu.md", here, tmp_path)
 
 
 def test_nic_vf(tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_nic_vf(tmp_path: Path) -> None:
         **NETWORK,
     }
     try:
-        run("nic-vf.md", here, ("igbvf",), tmp_path)
+        run("nic-vf.md", here, tmp_path)
     finally:
         (card / "sriov_numvfs").write_text("0")
         (card / "sriov_drivers_autoprobe").write_text("1")
@@ -173,7 +174,7 @@ def test_nvme(tmp_path: Path) -> None:
     Path("/srv/note").write_text("written by the host\n")
     try:
         with given_back(devices.NVME_PORT):
-            run("nvme.md", here, ("nvme", "crc32c_generic", "ext4"), tmp_path)
+            run("nvme.md", here, tmp_path)
     finally:
         subprocess.run(("umount", "/srv"), check=False)
         subprocess.run(("wipefs", "--all", disk), check=True)
