@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import select
@@ -12,6 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 SIZE = 8 * 4096
+
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2  # linux/falloc.h
+_libc = ctypes.CDLL(None)
 
 
 def _memory() -> int:
@@ -38,6 +42,15 @@ def _sealed(seals: int) -> int:
 def _shrunk() -> int:
     fd = _memory()
     os.truncate(fd, 1)
+    return fd
+
+
+def _punched() -> int:
+    """Its pages were there, and then taken out of it."""
+    fd = _memory()
+    os.pwrite(fd, b"x" * SIZE, 0)
+    hole = _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE
+    assert not _libc.fallocate(fd, hole, ctypes.c_long(0), ctypes.c_long(SIZE))
     return fd
 
 
@@ -72,6 +85,7 @@ KINDS: Mapping[str, Callable[[], int]] = {
     "sealed against writing": lambda: _sealed(fcntl.F_SEAL_WRITE),
     "sealed against changing size": lambda: _sealed(fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW),
     "shrunk": _shrunk,
+    "punched": _punched,
     "on a disk": _disk_file,
     "folder": lambda: os.open("/", os.O_RDONLY | os.O_DIRECTORY),
     "/dev/null": lambda: os.open("/dev/null", os.O_RDWR),

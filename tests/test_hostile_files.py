@@ -24,7 +24,7 @@ MSI, EVENTFD_TRIGGER = 1, 0x24
 DMA_SOURCE, DMA_BYTES, DMA_COMMAND, TO_DEVICE = 0x80, 0x90, 0x98, 1
 
 #: what can be mapped for writing; the kernel's IOMMU has a say on top, in the test machine
-MAPPABLE = {"memory", "sealed against changing size", "on a disk", "/dev/zero"}
+MAPPABLE = {"memory", "punched", "sealed against changing size", "on a disk", "/dev/zero"}
 READABLE = {*MAPPABLE, "read-only", "sealed against writing"}
 EVENTFDS = {"eventfd", "semaphore"}
 #: commands that bring no file
