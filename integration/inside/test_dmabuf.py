@@ -21,6 +21,8 @@ from vfio_user_bridge.kernel import dmabuf
 
 from .bridge import bind
 
+EDU_ID = b"\xed\x00\x00\x01"
+
 
 @pytest.fixture(autouse=True)
 def _bound() -> None:
@@ -54,7 +56,8 @@ def test_a_region_is_a_file_of_its_own_for_one_client(exported: list[int]) -> No
         first = device.region_fd(PciRegion.BAR0)
         assert [first] == exported
         assert device.region_fd(PciRegion.BAR0) == first
-        assert device.region_read(PciRegion.BAR0, 0, 4) == b"\xed\x00\x00\x01"  # the device's own
+        device.region_write(PciRegion.CONFIG, 4, b"\x02\x00")  # answers to memory accesses
+        assert device.region_read(PciRegion.BAR0, 0, 4) == EDU_ID  # the device's own
         assert device.region_fd(PciRegion.CONFIG) not in exported
         device.quiesce(reset=True)
         assert not is_open(first)
