@@ -9,32 +9,51 @@ COLOUR = $(if $(MAKE_TERMOUT),yes,no)
 # Tests in the machine. One that hangs ends there, and the others still run.
 INSIDE = python3 -B -m pytest -p no:cacheprovider --timeout 3600 --durations 10 --color=$(COLOUR)
 
+BANDIT = $(BIN)/bandit --quiet --ini setup.cfg
+# What requirements/ says, and that alone: building from source would fetch what builds it unpinned.
+INSTALL = install --quiet --only-binary :all: --require-hashes --requirement
+
 # $(call tool,COMMAND,PACKAGES): have the command, from Debian's packages if need be
 tool = command -v $(1) >/dev/null || \
 	{ apt-get update -qq && apt-get install -y -qq --no-install-recommends $(2); }
 
+# $(call pin,FILE,EXTRAS): lock these extras, with what they take, for every Python that we run on
+pin = .venv/audit/bin/uv pip compile --quiet setup.cfg $(patsubst %,--extra %,$(2)) $(UPGRADE) \
+	--python $(BIN)/python --no-build-isolation --universal --python-version 3.11 \
+	--generate-hashes --no-emit-index-url --no-emit-find-links --annotation-style line \
+	--custom-compile-command 'make pins' --output-file $(1) && \
+	sed -i '1i \# SPDX-License-Identifier: BSD-3-Clause' $(1)
+
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint unit host machine system fidelity demo shell clean
+.PHONY: help venv test lint unit host machine system fidelity demo shell pins audit clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 venv: .venv/installed ## the command, as .venv/bin/vfio-user-bridge
 
-.venv/installed: setup.cfg pyproject.toml
+.venv/installed: setup.cfg pyproject.toml requirements/test.txt
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(call tool,no-ensurepip,python3-venv)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[test,lint]'
+	$(BIN)/pip $(INSTALL) requirements/test.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Apart, since it brings a pip of its own.
+.venv/audit/installed: .venv/installed requirements/audit.txt
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/pip $(INSTALL) requirements/audit.txt
 	touch $@
 
 test: lint unit host ## everything that this project promises, cheapest first
 	@echo 'Two test machines now, for most of an hour; what each prints comes when it has ended.'
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target machine system
 
-lint: venv ## style and types
+lint: venv ## style, types, what is known to be unsafe
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BANDIT)
 	@$(call tool,mandoc,mandoc)
 	mandoc -T lint -W warning docs/man/*.1
 
@@ -61,6 +80,15 @@ demo: venv ## a guest drives an NVMe controller through the bridge; DEVICE=0000:
 
 shell: venv ## a shell in the test machine
 	@$(BIN)/python -m integration.machine --shell
+
+pins: .venv/audit/installed ## requirements/ from setup.cfg; UPGRADE=--upgrade also renews what those take
+	$(call pin,requirements/test.txt,build test lint)
+	$(call pin,requirements/audit.txt,audit)
+
+audit: .venv/audit/installed ## bandit, and advisories on what requirements/ pins; asks PyPI
+	$(BANDIT)
+	.venv/audit/bin/pip-audit --strict --disable-pip --progress-spinner off \
+		--requirement requirements/test.txt --requirement requirements/audit.txt
 
 clean: ## remove what was made here; the cache stays
 	rm -rf .venv build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -33,7 +33,7 @@ class Request:
 
 
 def sequence(seed: int, length: int) -> Iterator[Request]:
-    random = Random(seed)  # noqa: S311 - to be the same each time
+    random = Random(seed)  # to be the same each time
     for _ in range(length):
         yield random.choice(KINDS)(random)
 

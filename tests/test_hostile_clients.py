@@ -87,13 +87,13 @@ class Hostile(RuleBasedStateMachine):
 
     @rule(seed=st.integers(0, 2**32))
     def asks(self, seed: int) -> None:
-        random = Random(seed)  # noqa: S311 - to be the same each time
+        random = Random(seed)  # to be the same each time
         request = random.choice(REQUESTS)(random)
         self._put(request, list(request.files))
 
     @rule(seed=st.integers(0, 2**32), files=FILES)
     def asks_with_any_files(self, seed: int, files: list[str]) -> None:
-        random = Random(seed)  # noqa: S311
+        random = Random(seed)
         self._put(random.choice(REQUESTS)(random), files)
 
     @rule(command=st.integers(0, 20), numbers=st.lists(U32, max_size=12), files=FILES)
@@ -103,7 +103,7 @@ class Hostile(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 2**32), cuts=st.lists(st.integers(0, 63), max_size=6))
     def stutters(self, seed: int, cuts: list[int]) -> None:
         """One message in many pieces; then the reply is as if it had come whole."""
-        random = Random(seed)  # noqa: S311
+        random = Random(seed)
         request = random.choice(REQUESTS)(random)
         data = message(request.command, request.payload, number=1)
         places = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]

@@ -174,7 +174,7 @@ def test_a_file_that_grows_is_mapped_anew(files: ClientFiles, ram: int) -> None:
 def test_maps_of_one_file_share_a_mapping_until_the_last_goes(files: ClientFiles, ram: int) -> None:
     addresses = [files.map(ram, offset, PAGE, writable=True) for offset in (0, PAGE, PAGE, 0)]
     assert addresses[1] == addresses[2] == addresses[0] + PAGE
-    random.Random(1).shuffle(addresses)  # noqa: S311  (any order, the same each time)
+    random.Random(1).shuffle(addresses)  # any order, the same each time
     for address in addresses:
         assert mappings(ram) == ["rw-s"]
         assert memory.read(address, 1) == b"\0"

@@ -224,7 +224,7 @@ def test_a_private_copy_of_a_file(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_pinned() -> None:
     """The kernel pins no page of a file on a disk. QEMU's vfio-pci ends; vfio-user-pci goes on."""
-    with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:
+    with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:  # nosec B108 # a name of its own
         further = main_memory(f"memory-backend-file,mem-path={file.name},share=on")
         with pytest.raises(QtestError, match="Bad address"):
             direct(reached(LOW), *further)

@@ -115,7 +115,7 @@ def unit_name(domain: str) -> str:
 def main(name: str, operation: str, *_: str) -> int:
     if operation not in ("start", "release"):
         return 0
-    domain = ElementTree.fromstring(sys.stdin.buffer.read())  # noqa: S314 - libvirt's own
+    domain = ElementTree.fromstring(sys.stdin.buffer.read())  # nosec B314 # libvirt's own
     moved = domain.find(MOVED)
     if moved is None:
         return 0
