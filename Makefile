@@ -24,8 +24,12 @@ pin = .venv/audit/bin/uv pip compile --quiet setup.cfg $(patsubst %,--extra %,$(
 	--custom-compile-command 'make pins' --output-file $(1) && \
 	sed -i '1i \# SPDX-License-Identifier: BSD-3-Clause' $(1)
 
+# $(call sbom,ENVIRONMENT,FILE): what is installed there; the tool checks it against its schema
+sbom = .venv/audit/bin/cyclonedx-py environment --output-reproducible --output-file $(2) $(1)
+
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint unit host machine system fidelity demo shell pins audit clean
+.PHONY: help venv test lint unit host machine system fidelity demo shell pins audit wheel \
+	sbom clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -90,5 +94,14 @@ audit: .venv/audit/installed ## bandit, and advisories on what requirements/ pin
 	.venv/audit/bin/pip-audit --strict --disable-pip --progress-spinner off \
 		--requirement requirements/test.txt --requirement requirements/audit.txt
 
+wheel: venv ## in dist/, the same bytes from the same commit
+	@$(BIN)/python -m integration.wheel dist
+
+sbom: wheel .venv/audit/installed ## in dist/, CycloneDX: what the wheel brings, and what its tests use
+	$(PYTHON) -m venv --clear --without-pip .venv/product
+	$(BIN)/pip --python .venv/product install --quiet --no-index --no-deps dist/*.whl
+	$(call sbom,.venv/product,dist/product.cdx.json)
+	$(call sbom,.venv,dist/tests.cdx.json)
+
 clean: ## remove what was made here; the cache stays
-	rm -rf .venv build *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -113,8 +113,7 @@ def run(
     lines = [f"export {name}={shlex.quote(value)}\n" for name, value in exports.items()]
     (results / "command").write_text("".join(lines) + shlex.join(command) + "\n")
     if systemd:
-        with LoggedStep("building the wheel", results / "wheel.log") as step:
-            wheel.build(results, step)
+        wheel.build(results)
     if images:
         containers.carry(results)
     if kernel:
