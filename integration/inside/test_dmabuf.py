@@ -45,7 +45,9 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def is_open(fd: int) -> bool:
-    return Path("/proc/self/fd", str(fd)).exists()
+    """Whether it is still the file that was exported, and not closed or another by now."""
+    path = Path("/proc/self/fd", str(fd))
+    return path.exists() and "dma-buf" in str(path.readlink())
 
 
 def test_a_region_is_a_file_of_its_own_for_one_client(exported: list[int]) -> None:
