@@ -12,6 +12,8 @@ INSIDE = python3 -B -m pytest -p no:cacheprovider --timeout 3600 --durations 10 
 BANDIT = $(BIN)/bandit --quiet --ini setup.cfg
 # What requirements/ says, and that alone: building from source would fetch what builds it unpinned.
 INSTALL = install --quiet --only-binary :all: --require-hashes --requirement
+FUZZED = protocol transport session
+SECONDS ?= 60
 
 # $(call tool,COMMAND,PACKAGES): have the command, from Debian's packages if need be
 tool = command -v $(1) >/dev/null || \
@@ -28,7 +30,7 @@ pin = .venv/audit/bin/uv pip compile --quiet setup.cfg $(patsubst %,--extra %,$(
 sbom = .venv/audit/bin/cyclonedx-py environment --output-reproducible --output-file $(2) $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint unit host machine system fidelity demo shell pins audit wheel \
+.PHONY: help venv test lint unit host machine system fidelity fuzz demo shell pins audit wheel \
 	sbom clean
 
 help: ## this list
@@ -79,6 +81,11 @@ system: venv ## the bridge as it is installed and run: systemd, libvirt, podman
 fidelity: venv ## what the guest can tell: the table, direct against bridged; part of machine
 	$(BIN)/python -m integration.machine --kernel --timeout 4800 -- $(INSIDE) -m fidelity integration/inside
 
+fuzz: venv ## inputs that break it, bred from QEMU's own, a minute a target; SECONDS=3600 for long
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip $(INSTALL) requirements/fuzz.txt 2>/dev/null || \
+		{ echo 'no atheris for this Python: try make clean, then make fuzz PYTHON=python3.11'; exit 1; }
+	for target in $(FUZZED); do $(BIN)/python -m integration.fuzz $$target --seconds $(SECONDS) || exit; done
+
 demo: venv ## a guest drives an NVMe controller through the bridge; DEVICE=0000:xx:yy.z for yours
 	@$(BIN)/python -m integration.demo
 
@@ -88,11 +95,12 @@ shell: venv ## a shell in the test machine
 pins: .venv/audit/installed ## requirements/ from setup.cfg; UPGRADE=--upgrade also renews what those take
 	$(call pin,requirements/test.txt,build test lint)
 	$(call pin,requirements/audit.txt,audit)
+	$(call pin,requirements/fuzz.txt,fuzz)
 
 audit: .venv/audit/installed ## bandit, and advisories on what requirements/ pins; asks PyPI
 	$(BANDIT)
 	.venv/audit/bin/pip-audit --strict --disable-pip --progress-spinner off \
-		--requirement requirements/test.txt --requirement requirements/audit.txt
+		$(patsubst %,--requirement requirements/%.txt,test audit fuzz)
 
 wheel: venv ## in dist/, the same bytes from the same commit
 	@$(BIN)/python -m integration.wheel dist
