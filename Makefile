@@ -81,7 +81,7 @@ system: venv ## the bridge as it is installed and run: systemd, libvirt, podman
 fidelity: venv ## what the guest can tell: the table, direct against bridged; part of machine
 	$(BIN)/python -m integration.machine --kernel --timeout 4800 -- $(INSIDE) -m fidelity integration/inside
 
-fuzz: venv ## inputs that break it, bred from QEMU's own, a minute a target; SECONDS=3600 for long
+fuzz: venv ## a search for input that breaks it, a minute a target; SECONDS=3600 for long
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip $(INSTALL) requirements/fuzz.txt 2>/dev/null || \
 		{ echo 'no atheris for this Python: try make clean, then make fuzz PYTHON=python3.11'; exit 1; }
 	for target in $(FUZZED); do $(BIN)/python -m integration.fuzz $$target --seconds $(SECONDS) || exit; done

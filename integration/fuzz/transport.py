@@ -22,11 +22,13 @@ from vfio_user_bridge.limits import Limits
 from vfio_user_bridge.protocol import HEADER, Header, ProtocolError
 from vfio_user_bridge.transport import Message, PeerGoneError
 
-LIMITS = Limits()
+#: As in a session, where a message may be larger than the first, for which there is a buffer.
+LIMITS = Limits(version=1 << 10)
+LARGEST = 1 << 12
 #: bytes of the shortest message that can bring descriptors: SET_IRQS
 SHORTEST_OWNER = 36
 #: pieces that fit into a socket's buffer, each with the kernel's overhead
-MOST_AT_ONCE = 32
+MOST_AT_ONCE = 16
 
 
 @contextmanager
@@ -47,6 +49,7 @@ def converse(pieces: Sequence[Piece], files: Sequence[int]) -> None:
     owned = owners(pieces, sizes)
     received = 0
     with fed.connection(partial(peer, pieces, files), LIMITS) as connection:
+        connection.max_size = LARGEST
         end: Exception
         try:
             for at, size in sizes.items():
@@ -75,7 +78,7 @@ def layout(stream: bytes) -> tuple[dict[int, int], bool]:
     at = 0
     while at + HEADER.size <= len(stream):
         size = Header.unpack(stream[at : at + HEADER.size]).size
-        if not HEADER.size <= size <= LIMITS.version:
+        if not HEADER.size <= size <= LARGEST:
             return sizes, True
         if at + size > len(stream):
             break
