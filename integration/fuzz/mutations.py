@@ -17,7 +17,7 @@ MOST_AGAIN = 8
 
 def mutate(data: bytes, seed: int) -> bytes:
     """*data* with a message more, a message less, or some messages once more elsewhere."""
-    random = Random(seed)  # noqa: S311 - to be the same each time
+    random = Random(seed)  # to be the same each time
     pieces = unpack(data)
     at = random.randrange(len(pieces) + 1)
     match random.randrange(3):
