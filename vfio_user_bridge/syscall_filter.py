@@ -22,6 +22,7 @@ from .kernel.vfio import VFIO_TYPE
 _CALLS = (
     # descriptors, the device's among them
     *("read", "readv", "write", "writev", "pread64", "pwrite64", "lseek", "close"),
+    "preadv2",  # an eventfd, without waiting: eventfd.take
     *("dup", "dup3", "fcntl", "eventfd2", "fstat", "newfstatat", "fstatat64", "statx"),
     # Python's modules, as they are first used; a socket's file, at the end
     *("stat", "lstat", "access", "faccessat", "faccessat2", "readlink", "readlinkat"),
