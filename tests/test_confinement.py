@@ -18,8 +18,11 @@ from vfio_user_bridge.confinement import find_user
 from vfio_user_bridge.errors import UsageError
 from vfio_user_bridge.kernel import landlock
 
+from . import client as c
+from .engines import LIBRARY, need
 from .processes import status
 from .running_server import server
+from .wire import region
 
 SEIZED = {
     "open a device": "os.open('/dev/null', os.O_RDWR)",
@@ -58,7 +61,7 @@ LEFT = {
     "show where an error came from": "traceback.format_stack()",
 }
 SCRIPT = """
-import fcntl, mmap, os, select, socket, sys, termios, threading, time, traceback
+import fcntl, mmap, os, select, socket, sys, tempfile, termios, threading, time, traceback
 from pathlib import Path
 from vfio_user_bridge.confinement import confine
 FOLDER = sys.argv[1]
@@ -67,7 +70,7 @@ MEMORY = os.memfd_create("memory"); os.truncate(MEMORY, 4096)
 def doze():
     while True:
         time.sleep(1e-5)
-confine(None, [Path(FOLDER)], filtered=sys.argv[2] == "True")
+confine(None, [Path(FOLDER)], library=sys.argv[2] == "True")
 try:
     exec(sys.argv[3])
 except PermissionError:
@@ -77,9 +80,16 @@ else:
 """
 
 
-def attempt(folder: Path, what: str, *, filtered: bool = True) -> str:
-    command = (sys.executable, "-c", SCRIPT, str(folder), str(filtered), what)
-    tried = subprocess.run(command, capture_output=True, text=True, check=True)
+def attempt(folder: Path, what: str, *, library: bool = False, scratch: Path | None = None) -> str:
+    scratch = scratch or folder / "scratch"
+    scratch.mkdir(exist_ok=True)
+    tried = subprocess.run(
+        (sys.executable, "-c", SCRIPT, str(folder), str(library), what),
+        env={**os.environ, "TMPDIR": str(scratch)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return tried.stdout.strip()
 
 
@@ -96,16 +106,42 @@ def test_seized(tmp_path: Path, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", SEIZED)
-def test_seized_without_a_filter(tmp_path: Path, what: str) -> None:
+def test_seized_without_a_filter_as_for_libvfio_user(tmp_path: Path, what: str) -> None:
     can = {"use the network", "signal another"} if landlock.abi() < 6 else set()
     if what not in can:
-        assert attempt(tmp_path, SEIZED[what], filtered=False) == "can't"
+        assert attempt(tmp_path, SEIZED[what], library=True) == "can't"
 
 
 @pytest.mark.parametrize("what", LEFT)
 def test_left(tmp_path: Path, what: str) -> None:
     (tmp_path / "socket").touch()
     assert attempt(tmp_path, LEFT[what]) == "can"
+
+
+def test_libvfio_user_has_its_sockets(tmp_path: Path) -> None:
+    listen = """
+with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+    listener.bind(folder + "/library")
+    listener.listen()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(folder + "/library")
+"""
+    assert attempt(tmp_path, listen, library=True) == "can"
+    assert not list((tmp_path / "scratch").iterdir())
+    # Also where our own sockets are.
+    listen = listen.replace("TemporaryDirectory()", "TemporaryDirectory(dir=FOLDER)")
+    assert attempt(tmp_path, listen, library=True, scratch=tmp_path) == "can"
+
+
+def test_serve_by_libvfio_user(tmp_path: Path) -> None:
+    need(LIBRARY)
+    path = tmp_path / "edu.sock"
+    options = ("--socket-path", str(path), "--engine", LIBRARY)
+    with server(path, *options) as edu:
+        for _ in range(2):
+            with edu.client() as client:
+                client.ask(c.REGION_READ, region(0, 0, 4))
+        edu.stop()
 
 
 def test_serve_is_confined(tmp_path: Path) -> None:

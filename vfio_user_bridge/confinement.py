@@ -13,6 +13,7 @@ import os
 import pwd
 import resource
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from .kernel import credentials, landlock
 from .kernel.landlock import Access
 
 _READ = Access.READ_FILE | Access.READ_DIR
+#: for a socket in a folder of its own, for a while
+_SCRATCH = (
+    Access.MAKE_DIR | Access.MAKE_SOCK | Access.REMOVE_DIR | Access.REMOVE_FILE | Access.READ_DIR
+)
 #: read when something is out of the ordinary: our own state, for messages, and times of day
 _READ_ALWAYS = ("/proc/self", "/etc/localtime", "/usr/share/zoneinfo")
 
@@ -63,14 +68,15 @@ class Confinement:
 
 
 def confine(
-    new: User | None, folders: Iterable[Path], *, whole: bool = False, filtered: bool = True
+    new: User | None, folders: Iterable[Path], *, whole: bool = False, library: bool = False
 ) -> Confinement:
     """Give up all that serving doesn't take, for good. Call it while there is one thread.
 
     :param new: who to be from now on
     :param folders: where socket files are, to be removed at the end
     :param whole: whether it is an error if the host lacks something
-    :param filtered: whether system calls are known, and so can be filtered
+    :param library: whether libvfio-user serves, which listens on sockets of its own, and whose
+        system calls aren't known
     :raise BridgeError: it can't be done
     """
     assert threading.active_count() == 1  # another would go on with what it has
@@ -82,12 +88,12 @@ def confine(
     seccomp = syscall_filter.binding()
     with contextlib.suppress(OSError):
         ctypes.CDLL("libgcc_s.so.1")  # glibc loads it late, to end a thread (pthread_exit)
-    version = landlock.restrict(_files(folders))
+    version = landlock.restrict(_files(folders, library=library))
     if version:
         in_force.append(f"Landlock (ABI {version})")
     else:
         lacking.append("Landlock (the kernel hasn't got it, or not in lsm= of its command line)")
-    if not filtered:
+    if library:
         lacking.append("seccomp (it isn't known what libvfio-user calls)")
     elif seccomp is None:
         lacking.append("seccomp (install python3-seccomp, or by pip pyseccomp)")
@@ -135,8 +141,12 @@ def _for_locked_memory() -> tuple[int, ...]:
     return ()
 
 
-def _files(folders: Iterable[Path]) -> dict[Path, Access]:
+def _files(folders: Iterable[Path], *, library: bool) -> Iterator[tuple[Path, Access]]:
     """What is opened, or removed, while serving and at its end."""
     modules = (entry for entry in sys.path if entry)  # a module may be imported late
-    read = dict.fromkeys(map(Path, (*_READ_ALWAYS, *modules)), _READ)
-    return {**read, **dict.fromkeys(folders, Access.REMOVE_FILE)}
+    for name in (*_READ_ALWAYS, *modules):
+        yield Path(name), _READ
+    for folder in folders:
+        yield folder, Access.REMOVE_FILE
+    if library:
+        yield Path(tempfile.gettempdir()), _SCRATCH

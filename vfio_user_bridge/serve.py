@@ -138,8 +138,8 @@ def _confine(options: Namespace, user: User | None, sockets: Sequence[Path]) -> 
         for path in sockets:
             os.chown(path, user.uid, user.gid)
     folders = {path.parent for path in sockets}
-    whole, known = options.confine == "all", options.engine == "native"
-    confinement = confine(user, folders, whole=whole, filtered=known)
+    whole, library = options.confine == "all", options.engine == "libvfio-user"
+    confinement = confine(user, folders, whole=whole, library=library)
     log.info("confined: %s", confinement)
     return confinement
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from enum import IntFlag
 from pathlib import Path
 from struct import Struct
@@ -35,7 +35,10 @@ class Access(IntFlag):
     WRITE_FILE = 1 << 1
     READ_FILE = 1 << 2
     READ_DIR = 1 << 3
+    REMOVE_DIR = 1 << 4
     REMOVE_FILE = 1 << 5
+    MAKE_DIR = 1 << 7
+    MAKE_SOCK = 1 << 9
 
 
 #: for a file that isn't a folder, the others are EINVAL
@@ -55,11 +58,12 @@ def abi() -> int:
         return 0
 
 
-def restrict(allowed: Mapping[Path, Access]) -> int:
+def restrict(allowed: Iterable[tuple[Path, Access]]) -> int:
     """Leave this thread, and those it starts, what is *allowed* beneath the paths, and no more.
 
     All that this kernel can forbid is forbidden otherwise, TCP and signals to others too. A path
-    that isn't there is passed over. Needs no_new_privs or CAP_SYS_ADMIN.
+    may be there twice, and have the rights of both; one that doesn't exist is passed over. Needs
+    no_new_privs or CAP_SYS_ADMIN.
 
     Gives the ABI's version, 0 if nothing was done since the kernel has no Landlock.
     """
@@ -72,7 +76,7 @@ def restrict(allowed: Mapping[Path, Access]) -> int:
     # An older kernel takes a longer structure if what it doesn't know is 0.
     rules = _call(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
-        for path, access in allowed.items():
+        for path, access in allowed:
             _allow(rules, path, access & known)
         _call(_RESTRICT_SELF, rules, 0)
     finally:
