@@ -203,6 +203,24 @@ print(confine(None, []))
     assert summary.endswith(lacking)
 
 
+def test_a_sandbox_around_that_forbids_it_is_borne() -> None:
+    script = """
+import errno, pyseccomp
+from vfio_user_bridge.confinement import confine
+around = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+for name in ("landlock_create_ruleset", "seccomp"):
+    around.add_rule(pyseccomp.ERRNO(errno.EPERM), name)
+around.add_rule(pyseccomp.ERRNO(errno.EPERM), "prctl", pyseccomp.Arg(0, pyseccomp.EQ, 22))
+around.load()
+print(confine(None, []))
+"""
+    command = (sys.executable, "-c", script)
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "no Landlock (Operation not permitted: " in said
+    assert "no seccomp (" in said
+    assert "no new privileges" in said
+
+
 @pytest.mark.parametrize("name", ["no such user", "99999999999999999999", "-1", ""])
 def test_who_is_not_there(name: str) -> None:
     with pytest.raises(UsageError, match="there is no user"):

@@ -88,17 +88,20 @@ def confine(
     seccomp = syscall_filter.binding()
     with contextlib.suppress(OSError):
         ctypes.CDLL("libgcc_s.so.1")  # glibc loads it late, to end a thread (pthread_exit)
-    version = landlock.restrict(_files(folders, library=library))
-    if version:
+    try:
+        version = landlock.restrict(_files(folders, library=library))
         in_force.append(f"Landlock (ABI {version})")
-    else:
-        lacking.append("Landlock (the kernel hasn't got it, or not in lsm= of its command line)")
+    except OSError as error:
+        lacking.append(f"Landlock ({error.strerror}: has the kernel got it, and in its lsm=?)")
     if library:
         lacking.append("seccomp (it isn't known what libvfio-user calls)")
     elif seccomp is None:
         lacking.append("seccomp (install python3-seccomp, or by pip pyseccomp)")
     else:
-        in_force.append(f"seccomp ({syscall_filter.load(seccomp)} system calls)")
+        try:
+            in_force.append(f"seccomp ({syscall_filter.load(seccomp)} system calls)")
+        except OSError as error:
+            lacking.append(f"seccomp ({error.strerror})")
     if lacking and whole:
         raise BridgeError(f"--confine all can't be had: no {lacking[0]}")
     return Confinement(tuple(in_force), tuple(lacking))

@@ -67,7 +67,7 @@ def load(seccomp: Any) -> int:
     """Forbid, for this thread and those it starts, what serving doesn't take.
 
     :param seccomp: the binding
-    :raise OSError: the kernel has no seccomp
+    :raise OSError: the kernel has no seccomp, or a sandbox around us forbids it
 
     Gives the number of system calls that are left.
     """
@@ -77,7 +77,10 @@ def load(seccomp: Any) -> int:
         filter_.add_rule(seccomp.ALLOW, name, *arguments)
     # glibc starts threads by it if it can, and falls back to clone(), whose flags can be looked at.
     filter_.add_rule(seccomp.ERRNO(errno.ENOSYS), "clone3")
-    filter_.load()
+    try:
+        filter_.load()
+    except RuntimeError as error:  # how libseccomp's own binding says it
+        raise OSError(errno.EPERM, str(error)) from None
     return len({name for name, *_ in rules})
 
 

@@ -51,11 +51,11 @@ _SCOPE_SINCE, _SCOPE_SIGNAL = 6, 1 << 1  # signals to whoever isn't under this r
 
 
 def abi() -> int:
-    """The version that this kernel has; 0 if it has none, or Landlock is off."""
-    try:
-        return _call(_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
-    except OSError:
-        return 0
+    """The version that this kernel has.
+
+    :raise OSError: as of `restrict`
+    """
+    return _call(_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)
 
 
 def restrict(allowed: Iterable[tuple[Path, Access]]) -> int:
@@ -65,11 +65,12 @@ def restrict(allowed: Iterable[tuple[Path, Access]]) -> int:
     may be there twice, and have the rights of both; one that doesn't exist is passed over. Needs
     no_new_privs or CAP_SYS_ADMIN.
 
-    Gives the ABI's version, 0 if nothing was done since the kernel has no Landlock.
+    Gives the ABI's version.
+
+    :raise OSError: ENOSYS or EOPNOTSUPP if the kernel has no Landlock or it is off, EPERM where a
+        sandbox around us forbids it
     """
     version = abi()
-    if not version:
-        return 0
     known = (1 << _FS_RIGHTS[min(version, len(_FS_RIGHTS)) - 1]) - 1
     scope = _SCOPE_SIGNAL if version >= _SCOPE_SINCE else 0
     attributes = _RULESET.pack(known, _NET if version >= _NET_SINCE else 0, scope)
@@ -102,5 +103,5 @@ def _call(number: int, *arguments: int | bytes | None) -> int:
     result: int = _libc.syscall(ctypes.c_long(number), *words)
     if result < 0:
         code = ctypes.get_errno()
-        raise OSError(code, f"Landlock: {os.strerror(code)}")
+        raise OSError(code, os.strerror(code))
     return result
