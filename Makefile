@@ -3,6 +3,7 @@
 # test machine under ~/.cache/vfio-user-bridge. On Debian, missing tools are installed with apt-get.
 
 PYTHON ?= python3
+CLIENTS ?= 2000
 BIN := .venv/bin
 # The test machine's console is a terminal, whatever ours is.
 COLOUR = $(if $(MAKE_TERMOUT),yes,no)
@@ -30,7 +31,7 @@ pin = .venv/audit/bin/uv pip compile --quiet setup.cfg $(patsubst %,--extra %,$(
 sbom = .venv/audit/bin/cyclonedx-py environment --output-reproducible --output-file $(2) $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint unit host machine system fidelity fuzz demo shell pins audit wheel \
+.PHONY: help venv test lint unit host machine system fidelity soak fuzz demo shell pins audit wheel \
 	sbom clean
 
 help: ## this list
@@ -67,7 +68,8 @@ unit: venv ## what needs nothing but Python and a C compiler
 	@$(call tool,gcc,gcc libc6-dev)
 	$(BIN)/pytest tests
 
-host: venv ## a real QEMU drives our models
+host: venv ## a real QEMU drives our models; their server's system calls fail
+	@$(call tool,strace,strace)
 	$(BIN)/pytest integration/host
 
 machine: venv ## real kernel VFIO, in the test machine
@@ -80,6 +82,11 @@ system: venv ## the bridge as it is installed and run: systemd, libvirt, podman
 
 fidelity: venv ## what the guest can tell: the table, direct against bridged; part of machine
 	$(BIN)/python -m integration.machine --kernel --timeout 4800 -- $(INSIDE) -m fidelity integration/inside
+
+soak: venv ## what a server holds before and after CLIENTS (2000) clients, and a tenth on real VFIO
+	$(BIN)/python -m integration.soak --clients $(CLIENTS)
+	$(BIN)/python -m integration.machine --timeout 3600 -- \
+		python3 -B -m integration.soak --clients $$(($(CLIENTS) / 10)) 0000:00:13.0
 
 fuzz: venv ## a search for input that breaks it, a minute a target; SECONDS=3600 for long
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip $(INSTALL) requirements/fuzz.txt 2>/dev/null || \

@@ -75,6 +75,11 @@ class Qtest:
         self._process.wait()
         self._stderr.close()
 
+    def kill(self) -> None:
+        """SIGKILL for QEMU: the command under way, if there is one, is a `QtestError`."""
+        self._process.kill()
+        self._process.wait()
+
     def command(self, *words: object) -> str:
         """Give one command; return what follows OK in the answer.
 

@@ -8,6 +8,7 @@ import json
 import socket
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .wire import message, u16
@@ -55,6 +56,14 @@ class Reply:
 
 def version_data(capabilities: dict[str, Any]) -> bytes:
     return json.dumps({"capabilities": capabilities}).encode() + b"\0"
+
+
+def connect(path: Path, patience: float = 10.0) -> Client:
+    """Connect to the socket *path*, and say nothing yet."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(patience)
+    sock.connect(str(path))
+    return Client(sock, patience)
 
 
 class Client:

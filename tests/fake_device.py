@@ -105,6 +105,10 @@ class FakeDevice(Device):
     def migration_write(self, data: bytes) -> None:
         self._record("migration_write", data)
 
+    def prepare(self) -> None:
+        if "prepare" in self.failures:
+            raise self.failures["prepare"]
+
     def quiesce(self, *, reset: bool) -> None:
         self._record("quiesce", reset)
 

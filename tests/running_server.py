@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from .client import Client
+from .client import Client, connect
 
 PATIENCE = 20.0
 SERVE = [sys.executable, "-m", "vfio_user_bridge", "serve", "model:edu"]
@@ -36,10 +35,7 @@ class RunningServer:
         return Path(f"/proc/self/fd/{self._log.fileno()}").read_text()
 
     def connect(self) -> Client:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(PATIENCE)
-        sock.connect(str(self.path))
-        return Client(sock, PATIENCE)
+        return connect(self.path, PATIENCE)
 
     @contextlib.contextmanager
     def client(self) -> Iterator[Client]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +31,16 @@ RUN, RUN_TO_MEMORY, RUN_WITH_IRQ = 1, 3, 5
 
 
 @pytest.fixture
+def fresh() -> Iterator[Edu]:
+    with closing(Edu()) as device:
+        yield device
+
+
+@pytest.fixture
 def edu() -> Iterator[Edu]:
-    device = Edu()
-    write_config(device, COMMAND, 2, MASTER)
-    yield device
-    device.close()
+    with closing(Edu()) as device:
+        write_config(device, COMMAND, 2, MASTER)
+        yield device
 
 
 def buffer(edu: Edu, count: int = PAGE) -> bytes:
@@ -50,8 +56,8 @@ def buffer(edu: Edu, count: int = PAGE) -> bytes:
 # ---- Registers ------------------------------------------------------------------------------
 
 
-def test_registers() -> None:
-    edu = Edu()
+def test_registers(fresh: Edu) -> None:
+    edu = fresh
     assert get(edu, Register.IDENTIFICATION) == 0x010000ED
     put(edu, Register.LIVENESS, 0x12345678)
     assert get(edu, Register.LIVENESS) == 0xEDCBA987
@@ -108,9 +114,8 @@ def test_long_writes_to_short_registers_are_lost(edu: Edu, register: Register) -
     assert (get(edu, Register.STATUS), get(edu, Register.IRQ_STATUS)) == (0, 0)
 
 
-def test_config_write_masks() -> None:
+def test_config_write_masks(edu: Edu, fresh: Edu) -> None:
     """As QEMU's `-device edu` answers under qtest, bytes written one by one."""
-    edu = Edu()
     header = (
         "3412e811 07051000 1000ff00 ff000000 0000f0ff" + "00000000" * 6 + "f41a0011"
         "00000000 40000000 00000000 ff010000"
@@ -124,7 +129,7 @@ def test_config_write_masks() -> None:
     )
     for offset in range(256):
         write_config(edu, offset, 1, 0)
-    assert edu.region_read(PciRegion.CONFIG, 0, 256) == Edu().region_read(PciRegion.CONFIG, 0, 256)
+    assert edu.region_read(PciRegion.CONFIG, 0, 256) == fresh.region_read(PciRegion.CONFIG, 0, 256)
 
 
 # ---- DMA ------------------------------------------------------------------------------------
@@ -253,8 +258,7 @@ def test_dma_stays_in_the_buffer(edu: Edu, inside: int, count: int) -> None:
 # ---- From one client to the next ------------------------------------------------------------
 
 
-def test_reset_puts_everything_back(edu: Edu) -> None:
-    fresh = Edu()
+def test_reset_puts_everything_back(edu: Edu, fresh: Edu) -> None:
     initial = [fresh.region_read(PciRegion.CONFIG, 0, 256), fresh.region_read(0, 0, 0x100)]
     for register in Register:
         put(edu, register, 0xA5A5A5A4)

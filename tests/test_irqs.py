@@ -112,6 +112,28 @@ def test_a_set_that_can_not_grow_is_as_before(kernel: Kernel, interrupts: Interr
         assert kernel.last() == [(1, 1, inodes(events[2:]))]
 
 
+def test_a_set_for_which_there_are_no_descriptors_is_as_before(
+    kernel: Kernel, interrupts: Interrupts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with eventfds(3) as events:
+        interrupts.set(IrqSet(SIGNAL, PciIrq.MSI, 0, 1), events[:1])
+        kernel.asked.clear()
+        left = [os.dup(events[1])]
+
+        def dup(_fd: int) -> int:
+            if not left:
+                raise OSError(errno.EMFILE, "too many open files")
+            return left.pop()
+
+        with monkeypatch.context() as poor:
+            poor.setattr(os, "dup", dup)
+            with pytest.raises(OSError, match="too many"):
+                interrupts.set(IrqSet(SIGNAL, PciIrq.MSI, 0, 2), events[1:])
+        assert not kernel.asked
+        interrupts.set(IrqSet(SIGNAL, PciIrq.MSI, 1, 1), events[2:])
+        assert kernel.last() == [(1, 0, inodes([events[0], events[2]]))]
+
+
 def test_fewer_vectors_than_wanted(kernel: Kernel, interrupts: Interrupts) -> None:
     kernel.vectors = 1
     with eventfds(4) as events, pytest.raises(OSError, match="1 vectors of 4") as refused:

@@ -114,6 +114,20 @@ def test_a_deaf_manager_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptur
     assert f"can't tell the service manager at {tmp_path}/gone: No such file" in caplog.text
 
 
+def test_a_manager_that_hears_again_is_told_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a sign of life it would end us."""
+    manager = Manager({"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1"})
+    manager.ready()
+    ear = Ear(str(tmp_path / "notify"))
+    manager.report("edu: no client")
+    assert ear.hear() == ["STATUS=edu: no client", "WATCHDOG=1"]
+    ear.socket.close()
+    manager.report("edu: no client")
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+
+
 def test_a_server_tells_of_itself(tmp_path: Path) -> None:
     path, ear = tmp_path / "edu.sock", Ear(str(tmp_path / "notify"))
     environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "600000"}

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import resource
+import select
 import signal
 import socket
 import stat
@@ -17,12 +20,14 @@ from pathlib import Path
 import pytest
 
 from . import client as c
-from .descriptors import memory_files
+from .descriptors import eventfds, memory_files
+from .holdings import await_holdings, await_no_client, holdings
 from .running_server import PATIENCE, SERVE, RunningServer, server
-from .wire import dma_map, message, region, u16, u32
+from .wire import dma_map, message, region, set_irqs, u16, u32
 
 BAR0, CONFIG = 0, 7
-LIVENESS = 4
+LIVENESS, RAISE = 4, 0x60
+EVENTFD, UNMASK, TRIGGER = 4, 16, 32  # VFIO_IRQ_SET_
 EDU_ID = b"\x34\x12\xe8\x11"
 
 
@@ -130,6 +135,40 @@ def test_a_descriptor_that_listens_is_served(listening: socket.socket, path: Pat
             assert identify(client) == EDU_ID
         edu.stop()
     assert path.is_socket()  # it is the caller's
+
+
+# ---- What the process may have ---------------------------------------------------------------
+
+
+def test_descriptors_run_out(edu: RunningServer) -> None:
+    """The client whose file doesn't arrive is put out; when there is room again, all is well."""
+    pid = edu.process.pid
+    _soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    idle = holdings(pid)
+    with edu.client() as client:
+        identify(client)
+    before = await_no_client(pid, idle)
+    with edu.client() as client, memory_files(1) as files:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(before.descriptors) + 1, hard))
+        client.send(c.DMA_MAP, dma_map(0, 4096), files)
+        client.wait_until_hung_up()
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+    await_holdings(pid, before)
+    with edu.client() as client, memory_files(1) as files:
+        client.ask(c.DMA_MAP, dma_map(0, 4096), files)
+        assert "or than this process can have (ulimit -n)" in edu.log()
+
+
+def test_eventfds_are_heard(edu: RunningServer) -> None:
+    """Though what reads them, without ever waiting, is no common system call."""
+    with edu.client() as client, eventfds(2) as (trigger, unmask):
+        client.ask(c.SET_IRQS, set_irqs(EVENTFD | TRIGGER, 0, 0, 1), [trigger])
+        client.ask(c.SET_IRQS, set_irqs(EVENTFD | UNMASK, 0, 0, 1), [unmask])
+        client.ask(c.REGION_WRITE, region(RAISE, BAR0, u32(1)))
+        for _ in range(3):  # INTx is asserted, so each unmask has it signalled again
+            assert select.select([trigger], [], [], PATIENCE)[0]
+            os.eventfd_read(trigger)
+            os.eventfd_write(unmask, 1)
 
 
 # ---- One client at a time -------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -19,7 +18,7 @@ from vfio_user_bridge.listener import listen
 from vfio_user_bridge.server import Server
 
 from . import client as c
-from .client import Client
+from .client import connect
 from .descriptors import memory_files
 from .fake_device import FakeDevice
 from .wire import dma_map, u16
@@ -37,12 +36,6 @@ class SlowDevice(FakeDevice):
         self.resting.set()
         assert self.rest.wait(10)
         super().quiesce(reset=reset)
-
-
-def connect(path: Path) -> Client:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.connect(str(path))
-    return Client(sock)
 
 
 def too_early(_number: int, _frame: FrameType | None) -> None:

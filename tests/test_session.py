@@ -214,6 +214,21 @@ def test_a_defect_of_a_device_ends_its_session_only_and_in_good_order(verb: str)
         assert len(talk.device.asked("dma_unmap")) == 2
 
 
+@pytest.mark.parametrize("failure", [OSError(errno.ENOMEM, "no memory"), MemoryError()])
+def test_a_host_that_fails_ends_the_session_in_one_line(
+    failure: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = FakeDevice()
+    device.failures["prepare"] = failure
+    with conversation(device, negotiated=False) as talk:
+        talk.client.wait_until_hung_up()
+        talk.wait()
+        assert talk.error is None
+        assert not talk.device.asked("quiesce")
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "no memory" in line
+
+
 # ---- The end --------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ Files are known by their inodes: a descriptor's number changes on its way throug
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -232,6 +233,26 @@ def test_what_waits_in_the_socket_is_closed() -> None:
             for _ in range(5):
                 wire.send(message(DMA_MAP, dma_map(0, 4096)), files)
             wire.receive()
+        assert open_descriptors() == before
+
+
+def test_a_file_that_fails_to_close_does_not_keep_the_others(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one on a file system of the client's may, which answers for it (fuse(4), FUSE_FLUSH)."""
+    close = os.close
+
+    def fail(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with memory_files(3) as files:
+        before = open_descriptors()
+        wire.send(message(SET_IRQS, set_irqs(0x24, 1, 0, 3)), files)
+        received = wire.connection.receive()
+        with monkeypatch.context() as hostile:
+            hostile.setattr(os, "close", fail)
+            received.close_fds()
         assert open_descriptors() == before
 
 

@@ -135,6 +135,13 @@ class Device(ABC):
         """Take the next piece of a device's state."""
         raise refuse(errno.ENOTTY, f"no migration: {len(data)} bytes of state offered")
 
+    def prepare(self) -> None:
+        """A client has come: do now what `quiesce` failed to do for it.
+
+        :raise OSError, DeviceError: it can't be done; the client is let go
+        """
+        return
+
     @abstractmethod
     def quiesce(self, *, reset: bool) -> None:
         """The client is gone: interrupts off, no more DMA, and reset if there is one and *reset*.

@@ -52,7 +52,7 @@ class HostDevice(Device):
         self._iommu = iommu
         self._bar_mmap = bar_mmap
         self._exported: dict[int, int] = {}  # regions as dma-bufs, -1 until a client asks
-        self._mapped: set[int] = set()  # the IOVAs of maps that the container has from us
+        self._mapped: dict[int, DmaMap] = {}  # by IOVA: what the container has from us
         self._migration = Migration()
         self._interrupts = Interrupts(())
         self._only_by_power = device.reset_methods[:1] == ("pm",)
@@ -156,12 +156,12 @@ class HostDevice(Device):
     def dma_map(self, request: DmaMap, fd: int | None) -> None:
         if fd is not None:
             self._container.map(request, fd)
-            self._mapped.add(request.address)
+            self._mapped[request.address] = request
 
     def dma_unmap(self, request: DmaMap) -> None:
         if request.address in self._mapped:
             self._container.unmap(request)
-            self._mapped.remove(request.address)
+            del self._mapped[request.address]
 
     def reset(self) -> None:
         """By its own reset, or the bus's. As QEMU does it (vfio_pci_reset), the bus's comes before
@@ -201,6 +201,12 @@ class HostDevice(Device):
         self._wanted_back = True
         self._interrupts.forward_request()
 
+    def prepare(self) -> None:
+        for request in list(self._mapped.values()):
+            self.dma_unmap(request)
+        if self._fd < 0:
+            self._reopen()
+
     def quiesce(self, *, reset: bool) -> None:
         self._migration.close()
         for index in self._interrupts.enabled:
@@ -226,8 +232,13 @@ class HostDevice(Device):
                 self._try("opening it again", self._reopen)
 
     def _reopen(self) -> None:
-        self._fd = self._container.device(self.name)
-        self._interrupts.attach(self._fd)
+        fd = self._container.device(self.name)
+        try:
+            self._interrupts.attach(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
 
     def _command(self) -> int:
         return int.from_bytes(self.region_read(PciRegion.CONFIG, _PCI_COMMAND, 2), "little")

@@ -17,6 +17,7 @@ import os
 import struct
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 
 from . import eventfd
@@ -98,17 +99,22 @@ class Interrupts:
         kept = self._kept.get(request.index, [])
         end = request.start + request.count
         fds = list(eventfds) or [-1] * request.count
-        if not kept or end <= len(kept):
-            self._to_kernel(request, eventfds)
-        else:
-            wanted = [*kept, *[-1] * (end - len(kept))]
-            wanted[request.start : end] = fds
-            self._replace(request.index, kept, wanted)
+        with ExitStack() as undo:
+            new = []
+            for fd in fds:
+                new.append(os.dup(fd) if fd >= 0 else -1)
+                undo.callback(_close, new[-1])
+            if not kept or end <= len(kept):
+                self._to_kernel(request, eventfds)
+            else:
+                wanted = [*kept, *[-1] * (end - len(kept))]
+                wanted[request.start : end] = fds
+                self._replace(request.index, kept, wanted)
+            undo.pop_all()  # from here on nothing fails
         kept += [-1] * (end - len(kept))
-        for at, fd in enumerate(fds, request.start):
-            if kept[at] >= 0:
-                os.close(kept[at])
-            kept[at] = os.dup(fd) if fd >= 0 else -1
+        for at, fd in enumerate(new, request.start):
+            _close(kept[at])
+            kept[at] = fd
         self._kept[request.index] = kept
 
     def _replace(self, index: int, before: list[int], after: list[int]) -> None:
@@ -127,8 +133,7 @@ class Interrupts:
         with self._lock:
             if request.flags & IrqSetFlags.DATA_EVENTFD or not request.count:
                 new = eventfd.duplicate(eventfds[0]) if eventfds else -1
-                if self._client_request >= 0:
-                    os.close(self._client_request)
+                _close(self._client_request)
                 self._client_request = new
             elif request.data != b"\0":
                 self._signal_client()
@@ -150,14 +155,17 @@ class Interrupts:
     def _forget(self, index: int) -> None:
         self._enabled.discard(index)
         for fd in self._kept.pop(index, ()):
-            if fd >= 0:
-                os.close(fd)
+            _close(fd)
 
     def close(self) -> None:
         """Let go of all eventfds; the kernel lets go of its own with the device."""
         for index in (*self._kept, *self._enabled):
             self._forget(index)
         for fd in (self.request, self._client_request):
-            if fd >= 0:
-                os.close(fd)
+            _close(fd)
         self.request = self._client_request = -1
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)

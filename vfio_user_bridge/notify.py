@@ -26,6 +26,7 @@ class Manager:
             environment.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
         )
         self._status = ""
+        self._deaf = False  # it couldn't be told, last time
         ours = process in ("", str(os.getpid()))
         #: seconds between signs of life, half of what the manager waits (sd_watchdog_enabled(3))
         self._interval = int(period) / 2e6 if ours and period.isdecimal() else 0.0
@@ -63,6 +64,9 @@ class Manager:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
                 sock.sendto("\n".join(variables).encode(), address)
+            self._deaf = False
         except OSError as error:
-            log.warning("can't tell the service manager at %s: %s", self._address, error.strerror)
-            self._address = ""
+            if not self._deaf:
+                why = error.strerror
+                log.warning("can't tell the service manager at %s: %s", self._address, why)
+            self._deaf = True  # not for ever: without a sign of life it would end us

@@ -49,6 +49,7 @@ def serve(options: Namespace) -> None:
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
     )
+    logging.raiseExceptions = False  # a log that can't be written, on a full disk, is no defect
     limits = parse(options.limit)
     names = [device_name(text) for text in options.devices]
     for name in names:

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Serve devices: accept, one client a device, one thread a client, until told to stop."""
+"""Serve devices: accept, one client a device, one thread a device, until told to stop.
+
+The threads are there before the first client is: to start one takes memory, and may fail or worse.
+What fails in the main thread, for want of memory or descriptors, it tries again: what it has not
+done is still waiting at the next poll().
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from queue import SimpleQueue
 
 from .device import Device
 from .limits import DEFAULTS, Limits
@@ -27,6 +33,10 @@ log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 #: how long a device may take to come to rest when the server ends, in seconds
 _PATIENCE = 60.0
+#: how long the server waits after the host has failed it, in seconds
+_PAUSE = 0.1
+#: how soon it looks whether a device is at rest, should no bell tell; in seconds
+_GLANCE = 1.0
 
 
 class _Port:
@@ -38,6 +48,8 @@ class _Port:
         self.client: Connection | None = None
         self.peer = ""  # who that is
         self.session: Session | None = None  # and what is said
+        #: conversations to be held; None ends the thread
+        self.sessions: SimpleQueue[Session | None] = SimpleQueue()
         self.thread: threading.Thread | None = None
         self.over = threading.Event()  # the latest conversation is
         self.over.set()
@@ -84,7 +96,7 @@ class Server:
         self._session = session
         self._manager = manager or Manager({})
         self._ports: list[_Port] = []
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.PollSelector()  # to register with epoll takes memory
         self._bell, self._ringer = socket.socketpair()
         self._ringer.setblocking(False)
         self._stopped_by = 0
@@ -105,14 +117,19 @@ class Server:
             self._register(self._bell, self._hear)
             for port in self._ports:
                 port.listener.socket.setblocking(False)
+                self._start(port)
                 self._open_door(port)
                 if port.device.host_request is not None:
                     self._register(port.device.host_request, partial(self._give_notice, port))
             self._manager.ready()
             while self._ports and not self._stopped_by:
                 self._manager.report(self._summary())
-                for key, _ in self._selector.select(self._patience()):
-                    key.data()
+                try:
+                    for key, _ in self._selector.select(self._patience()):
+                        key.data()
+                except (OSError, MemoryError) as error:
+                    log.error("the host fails us: %s", str(error) or "no memory")
+                    time.sleep(_PAUSE)
                 for port in self._ports:
                     if port.door_shut and not port.busy:
                         self._open_door(port)
@@ -153,11 +170,21 @@ class Server:
     @staticmethod
     def _close_device(port: _Port) -> None:
         if port.thread:
+            port.sessions.put(None)
             port.thread.join(_PATIENCE)
             if port.thread.is_alive():
                 log.error("%s: doesn't come to rest; leaving it", port.device.name)
                 return
         port.device.close()
+
+    def _start(self, port: _Port) -> None:
+        port.thread = threading.Thread(
+            target=self._converse,
+            args=(port,),
+            name=port.device.name,
+            daemon=True,  # one that is stuck in the kernel must not keep the process
+        )
+        port.thread.start()
 
     def _register(self, file: socket.socket | int, react: Callable[[], None]) -> None:
         self._selector.register(file, selectors.EVENT_READ, react)
@@ -188,8 +215,15 @@ class Server:
             return  # gone again
         except OSError as error:
             log.error("%s: can't accept a client: %s", port.device.name, error.strerror)
-            time.sleep(0.1)  # out of descriptors, most likely; the client stays at the door
+            time.sleep(_PAUSE)  # out of descriptors, most likely; the client stays at the door
             return
+        try:
+            self._admit(port, sock)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _admit(self, port: _Port, sock: socket.socket) -> None:
         who = peer(sock)
         refusal = None
         if not self._allowed.admits(who):
@@ -202,33 +236,28 @@ class Server:
             log.warning("%s: refused %s: %s", port.device.name, who, refusal)
             sock.close()
             return
-        port.peer = str(who)
-        port.client = Connection(sock, self._limits)
-        port.over = threading.Event()
-        port.session = self._session(port.client, port.device, port.peer, self._limits)
-        port.thread = threading.Thread(
-            target=self._converse,
-            args=(port.device, port.session, port.over),
-            name=port.device.name,
-            daemon=True,  # one that is stuck in the kernel must not keep the process
-        )
-        port.thread.start()
+        client = Connection(sock, self._limits)
+        session = self._session(client, port.device, str(who), self._limits)
+        port.client, port.session, port.peer = client, session, str(who)
+        port.over.clear()
+        port.sessions.put(session)
 
-    def _converse(self, device: Device, session: Session, over: threading.Event) -> None:
-        try:
-            session.run(reset=self._reset)
-        except Exception:
-            log.exception("%s: a defect of the bridge ended this session", device.name)
-        finally:
-            over.set()
-            with contextlib.suppress(OSError):  # the server is closing, or the bell rings anyway
-                self._ringer.send(b"\0")
+    def _converse(self, port: _Port) -> None:
+        """Hold one conversation after another: the device's thread."""
+        for session in iter(port.sessions.get, None):
+            try:
+                session.run(reset=self._reset)
+            except Exception:
+                log.exception("%s: a defect of the bridge ended this session", port.device.name)
+            finally:
+                port.over.set()
+                with contextlib.suppress(OSError):  # the server is closing, or will glance
+                    self._ringer.send(b"\0")
 
     # ---- When the host wants a device back --------------------------------------------------
 
     def _give_notice(self, port: _Port) -> None:
         """Tell the client, as often as the kernel tells us; it has the grace period to go."""
-        port.device.heed_host_request()
         if port.deadline is None:
             port.deadline = time.monotonic() + self._limits.grace
             left = f"its client has {self._limits.grace:.0f} s to let go"
@@ -237,16 +266,19 @@ class Server:
                 port.device.name,
                 left if port.busy else "letting go",
             )
+        port.device.heed_host_request()
 
     def _patience(self) -> float | None:
         """How long to wait for an event, in seconds.
 
-        Until the next grace period ends, or the manager must have a sign of life.
+        Until the next grace period ends, the manager must have a sign of life, or a client waits
+        outside and whoever was to ring for it may have failed.
         """
         now = time.monotonic()
         waits = [max(0.0, port.deadline - now) for port in self._ports if port.deadline is not None]
         if (patience := self._manager.patience) is not None:
             waits.append(patience)
+        waits += [_GLANCE for port in self._ports if port.door_shut]
         return min(waits, default=None)
 
     def _let_go(self) -> None:

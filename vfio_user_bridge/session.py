@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from .device import Device
+from .errors import DeviceError
 from .limits import DEFAULTS, Limits
 from .messages import DmaMap
 from .protocol import (
@@ -53,6 +54,7 @@ class Session:
         """Serve, then put the device back: with a reset, if *reset*."""
         why = "after an error of the bridge's own"
         try:
+            self._device.prepare()
             self.state = self._negotiate()
             log.info("%s: serving %s", self._device.name, self._peer)
             self._serve(self.state)
@@ -60,6 +62,9 @@ class Session:
             why = str(error)
         except ProtocolError as error:
             why = f"put out: {error}"
+        except (OSError, MemoryError, DeviceError) as error:
+            why = f"put out: the host fails us: {str(error) or 'no memory'}"
+            log.error("%s: %s", self._device.name, why)
         finally:
             self._clean_up(reset=reset)
             self._report(why)

@@ -61,8 +61,7 @@ class Message:
 
     def close_fds(self) -> None:
         """Close what the message brought and nobody claimed."""
-        while self.fds:
-            os.close(self.fds.pop())
+        _close(self.fds)
 
 
 class Connection:
@@ -166,7 +165,10 @@ class Connection:
                     self._fds.extend(array.array("i", data[:whole]))
         # The kernel counts those of one segment; a message can come in many.
         if flags & socket.MSG_CTRUNC or len(self._fds) > self._max_fds:
-            raise ProtocolError("more file descriptors in one message than were agreed on")
+            raise ProtocolError(
+                "more file descriptors in one message than were agreed on, or than this process can"
+                " have (ulimit -n)"
+            )
         if not count:
             raise PeerGoneError("it hung up" + (" in mid-message" if self._end else ""))
         self._end += count
@@ -213,9 +215,17 @@ class Connection:
 
     def close(self) -> None:
         """Hang up; descriptors that no message claimed are closed."""
-        while self._fds:
-            os.close(self._fds.pop())
+        _close(self._fds)
         self.socket.close()
+
+
+def _close(fds: list[int]) -> None:
+    """Close a client's descriptors. What it has on a file system of its own, such as FUSE, may
+    answer with any error; the descriptor is closed all the same.
+    """
+    while fds:
+        with contextlib.suppress(OSError):
+            os.close(fds.pop())
 
 
 def receive_waiting(sock: socket.socket, size: int, flags: int = 0) -> tuple[bytes, list[int]]:

@@ -8,7 +8,6 @@ import os
 import re
 import select
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -102,9 +101,7 @@ class RemoteDevice:
     """A device behind a socket: what a driver in the client's process does to it."""
 
     def __init__(self, path: Path) -> None:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(str(path))
-        self.wire = wire.Client(sock, patience=120.0)
+        self.wire = wire.connect(path, patience=120.0)
         self.capabilities = self.wire.negotiate()
         self._fds: list[int] = []
 

@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 
-from .bridge import RemoteDevice
+from tests.descriptors import memory_files
+
+from .bridge import CONFIG, RemoteDevice
+
+IDS = 0x11E81234
 
 BAR = 0
 RAISE, ACKNOWLEDGE = 0x60, 0x64
@@ -31,3 +36,16 @@ def copy(device: RemoteDevice, source: int, target: int, count: int) -> None:
     """Copy memory to memory through the device's buffer."""
     dma(device, source, BUFFER, count)
     dma(device, BUFFER, target, count, TO_MEMORY)
+
+
+def works(device: RemoteDevice) -> None:
+    """It is there, and reaches the client's memory."""
+    assert device.read(CONFIG, 0, 4) == IDS
+    device.enable()
+    iova, page, text = 1 << 24, 4096, os.urandom(4096)
+    with memory_files(1, 2 * page) as (ram,):
+        os.pwrite(ram, text, 0)
+        device.dma_map(ram, iova, 2 * page)
+        copy(device, iova, iova + page, page)
+        assert os.pread(ram, page, page) == text
+        device.dma_unmap(iova, 2 * page)

@@ -64,6 +64,17 @@ class Nvme:
         self._qtest.write(self._submissions + self._tail * COMMAND.size, identify_command(target))
         return self.submit()
 
+    def flood(self, target: int) -> None:
+        """Have the controller write what it is to *target* as often as the queue has room for.
+
+        :raise FatalError: it can't reach its queues
+        """
+        self.start(self._submissions, self._completions)
+        commands = (QUEUE_ENTRIES - 1) * identify_command(target)
+        self._qtest.write(self._submissions, commands)
+        self._tail = QUEUE_ENTRIES - 2
+        self.submit()
+
     def submit(self) -> int:
         """Have the controller execute the next command of the queue; gives the status code.
 

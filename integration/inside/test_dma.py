@@ -7,6 +7,7 @@ import contextlib
 import errno
 import mmap
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.wire import dma_map
 
 from . import edu
 from .bridge import Bridge, RemoteDevice, lines
+from .trouble import iommu_faults
 
 PAGE = 4096
 HUGE = 2 << 20
@@ -72,6 +74,16 @@ def test_memory_is_out_of_reach_once_unmapped(device: RemoteDevice) -> None:
         device.dma_unmap(IOVA, 2 * PAGE)
         edu.dma(device, edu.BUFFER, IOVA + PAGE, len(TEXT), edu.TO_MEMORY)
         assert os.pread(fd, len(TEXT), PAGE) == bytes(len(TEXT))
+
+
+def test_what_is_blocked_is_in_the_kernels_log(device: RemoteDevice) -> None:
+    """Where other tests look for it, and find nothing."""
+    before = iommu_faults()
+    edu.dma(device, edu.BUFFER, IOVA, len(TEXT), edu.TO_MEMORY)
+    deadline = time.monotonic() + 20
+    while iommu_faults() == before:
+        assert time.monotonic() < deadline, "it isn't"
+        time.sleep(0.01)
 
 
 def test_a_read_only_file_gives_no_writable_map(device: RemoteDevice) -> None:

@@ -27,7 +27,7 @@ from integration.edu_script import (
 )
 from integration.inside import edu
 from integration.inside.bridge import CONFIG, RemoteDevice
-from integration.inside.test_dma import IOVA, PAGE, TEXT, memory
+from integration.inside.test_dma import PAGE, TEXT
 from vfio_user_bridge import qemu
 from vfio_user_bridge.device import PciRegion
 from vfio_user_bridge.kernel import pci
@@ -41,7 +41,6 @@ ALL = "vfio-user-bridge*"
 DEVICE = devices.EDU_ALONE
 WITH_DRIVER = devices.RTL8139
 ABSENT = "0000:66:00.0"
-EDU_ID = 0x11E81234
 
 
 def systemctl(*arguments: str) -> str:
@@ -70,21 +69,9 @@ def client(device: str) -> RemoteDevice:
     return RemoteDevice(FOLDER / f"{device}.sock")
 
 
-def works(device: RemoteDevice) -> None:
-    """An edu is there, and reaches the client's memory."""
-    assert device.read(CONFIG, 0, 4) == EDU_ID
-    device.enable()
-    with memory(2 * PAGE) as fd:
-        os.pwrite(fd, TEXT, 0)
-        device.dma_map(fd, IOVA, 2 * PAGE)
-        edu.copy(device, IOVA, IOVA + PAGE, len(TEXT))
-        assert os.pread(fd, len(TEXT), PAGE) == TEXT
-        device.dma_unmap(IOVA, 2 * PAGE)
-
-
 def serves(device: str) -> None:
     with client(device) as remote:
-        works(remote)
+        edu.works(remote)
 
 
 def process(device: str) -> dict[str, str]:
@@ -264,8 +251,8 @@ def test_several_devices_of_a_group() -> None:
     there = {"0000:02:00.0": first, "0000:02:00.1": second}
     page.run("systemd.md", there, section="Several devices of one IOMMU group")
     with client(first) as one, client(second) as two:
-        works(one)
-        works(two)
+        edu.works(one)
+        edu.works(two)
     assert prop("ActiveState", service(second)) == "inactive"
 
 

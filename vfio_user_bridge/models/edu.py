@@ -155,7 +155,7 @@ class Edu(Device):
             self.reset()
 
     def close(self) -> None:
-        self._interrupts.disable()
+        self._interrupts.close()
         self._memory.close()
 
     # ---- Registers ----------------------------------------------------------------------------

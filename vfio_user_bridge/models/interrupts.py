@@ -57,6 +57,10 @@ class Interrupts:
         for each in (self.intx, self.msi, self._request):
             each.disable()
 
+    def close(self) -> None:
+        self.disable()
+        self.intx.close()
+
 
 class Vector:
     """An interrupt that is a message: what is signalled while nobody listens is lost."""
@@ -101,8 +105,8 @@ class Line:
         self._held = False
         self._masked = False
         self._trigger: int | None = None
-        self._watch: _Watch | None = None
         self._lock = Lock()  # between the device's thread and that of `_watch`
+        self._watch = _Watch(self)
 
     def set_irqs(self, request: IrqSet, fd: int | None) -> None:
         flags = request.flags
@@ -142,13 +146,12 @@ class Line:
             self.enabled, self._trigger = True, trigger
         self._update()
 
+    def close(self) -> None:
+        self.disable()
+        self._watch.stop()
+
     def _unmask_by(self, fd: int | None) -> None:
-        watch = None if fd is None else _Watch(eventfd.duplicate(fd), self)
-        if self._watch is not None:
-            self._watch.stop()
-        self._watch = watch
-        if watch is not None:
-            watch.start()
+        self._watch.watch(None if fd is None else eventfd.duplicate(fd))
 
     def unmask(self) -> None:
         self._update(masked=False)
@@ -163,29 +166,48 @@ class Line:
 
 
 class _Watch(Thread):
-    """Unmasks a line whenever the client signals the eventfd *fd*, which is ours to close."""
+    """Unmasks a line whenever the client signals an eventfd, until `stop`.
 
-    def __init__(self, fd: int, line: Line) -> None:
+    It is one thread for all clients: to start one takes memory.
+    """
+
+    def __init__(self, line: Line) -> None:
         super().__init__(name="intx-unmask", daemon=True)
-        self._fd = fd
         self._line = line
-        self._end = os.eventfd(0, os.EFD_CLOEXEC)
+        self._fd: int | None = None
+        self._lock = Lock()  # hold it to use `_fd`
+        self._ended = False
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def run(self) -> None:
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        poll.register(self._end, select.POLLIN)
-        while self._end not in dict(poll.poll()):
-            if eventfd.take(self._fd):
-                with suppress(OSError):  # no way to tell; the next message meets the same
-                    self._line.unmask()
+        while not self._ended:
+            poll = select.poll()
+            poll.register(self._bell, select.POLLIN)
+            if (fd := self._fd) is not None:
+                poll.register(fd, select.POLLIN)
+            with suppress(OSError):  # no way to tell; the next message meets the same
+                poll.poll()
+                eventfd.take(self._bell)
+                with self._lock:
+                    if self._fd is not None and eventfd.take(self._fd):
+                        self._line.unmask()
+
+    def watch(self, fd: int | None) -> None:
+        """Go over to *fd*, which is ours to close: once this returns, no other one unmasks."""
+        with self._lock:
+            _close(self._fd)
+            self._fd = fd
+        if fd is not None and self.ident is None:
+            self.start()
+        with suppress(OSError):  # it rings already
+            os.eventfd_write(self._bell, 1)
 
     def stop(self) -> None:
-        """Once it returns, the line is not unmasked any more. Not to be called with its lock."""
-        os.eventfd_write(self._end, 1)
-        self.join()
-        os.close(self._fd)
-        os.close(self._end)
+        self._ended = True
+        self.watch(None)
+        if self.ident is not None:
+            self.join()
+        os.close(self._bell)
 
 
 def _is_meant(request: IrqSet) -> bool:

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Every system call of serving fails once, at every place where it is made: edu is served on."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing, suppress
+from pathlib import Path
+
+from integration.injection import Survivor, faults
+from tests.running_server import server
+from tests.visit import GONE, Visit
+
+#: at how many places the same call fails, at most
+MOST = int(os.environ.get("FAULTS", "6"))
+
+
+def test_every_call_may_fail(tmp_path: Path) -> None:
+    path = tmp_path / "edu.sock"
+    with server(path, "--socket-path", str(path)) as edu:
+
+        def strict() -> None:
+            with closing(edu.connect()) as client:
+                Visit(client).pay()
+
+        def forgiving() -> None:
+            with suppress(*GONE), closing(edu.connect()) as client:
+                Visit(client, forgiving=True).pay()
+
+        survivor = Survivor(edu.process.pid, edu.log, forgiving, strict)
+        counts = survivor.calls()
+        happened = [fault for fault in faults(counts, most=MOST) if survivor.suffer(fault)]
+        edu.stop()
+    print(f"{len(happened)} faults of {len({fault.call for fault in happened})} system calls")
+    assert {"recvmsg", "sendto", "accept4", "poll"} <= {fault.call for fault in happened}
