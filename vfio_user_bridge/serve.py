@@ -110,6 +110,7 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
             control.start({"status": partial(_status, server, confinement)})
         sys.stdout.write("".join(ready))
         sys.stdout.flush()
+        log.info("confined: %s", confinement)
         server.run()
 
 
@@ -133,16 +134,13 @@ def _status(server: Server, confinement: Confinement) -> dict[str, object]:
 def _confine(options: Namespace, user: User | None, sockets: Sequence[Path]) -> Confinement:
     """:raise BridgeError: not as far as it must be"""
     if options.confine == "off":
-        log.warning("not confined: --confine off")
-        return Confinement((), ("everything: --confine off",))
+        return Confinement((), ("confinement: --confine off",))
     if user:
         for path in sockets:
             os.chown(path, user.uid, user.gid)
     folders = {path.parent for path in sockets}
     whole, library = options.confine == "all", options.engine == "libvfio-user"
-    confinement = confine(user, folders, whole=whole, library=library)
-    log.info("confined: %s", confinement)
-    return confinement
+    return confine(user, folders, whole=whole, library=library)
 
 
 def _engine(name: str) -> type[Session]:
