@@ -31,7 +31,7 @@ pin = .venv/audit/bin/uv pip compile --quiet setup.cfg $(patsubst %,--extra %,$(
 sbom = .venv/audit/bin/cyclonedx-py environment --output-reproducible --output-file $(2) $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint unit host machine system fidelity soak fuzz demo shell pins audit wheel \
+.PHONY: help venv test lint unit host machine system fidelity soak bench fuzz demo shell pins audit wheel \
 	sbom clean
 
 help: ## this list
@@ -88,6 +88,13 @@ soak: venv ## what a server holds before and after CLIENTS (2000) clients, and a
 	$(BIN)/python -m integration.machine --timeout 3600 -- \
 		python3 -B -m integration.soak --clients $$(($(CLIENTS) / 10)) 0000:00:13.0
 
+bench: venv ## figures against peers; PEER='COMMAND {socket}' for another server, PLOT=1 for a picture
+	@$(call tool,gcc,gcc libc6-dev)
+	$(if $(PLOT),@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/pip $(INSTALL) requirements/plot.txt)
+	mkdir -p build
+	$(BIN)/python -m integration.bench --json build/bench.json $(if $(PLOT),--plot build/bench.png) \
+		$(if $(PEER),--peer '$(PEER)')
+
 fuzz: venv ## a search for input that breaks it, a minute a target; SECONDS=3600 for long
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip $(INSTALL) requirements/fuzz.txt 2>/dev/null || \
 		{ echo 'no atheris for this Python: try make clean, then make fuzz PYTHON=python3.11'; exit 1; }
@@ -103,11 +110,12 @@ pins: .venv/audit/installed ## requirements/ from setup.cfg; UPGRADE=--upgrade a
 	$(call pin,requirements/test.txt,build test lint)
 	$(call pin,requirements/audit.txt,audit)
 	$(call pin,requirements/fuzz.txt,fuzz)
+	$(call pin,requirements/plot.txt,plot)
 
 audit: .venv/audit/installed ## bandit, and advisories on what requirements/ pins; asks PyPI
 	$(BANDIT)
 	.venv/audit/bin/pip-audit --strict --disable-pip --progress-spinner off \
-		$(patsubst %,--requirement requirements/%.txt,test audit fuzz)
+		$(patsubst %,--requirement requirements/%.txt,test audit fuzz plot)
 
 wheel: venv ## in dist/, the same bytes from the same commit
 	@$(BIN)/python -m integration.wheel dist

@@ -28,7 +28,12 @@ PINNED = re.compile(
 
 @pytest.mark.parametrize(
     ("file", "extras"),
-    [("test.txt", ("build", "test", "lint")), ("audit.txt", ("audit",)), ("fuzz.txt", ("fuzz",))],
+    [
+        ("test.txt", ("build", "test", "lint")),
+        ("audit.txt", ("audit",)),
+        ("fuzz.txt", ("fuzz",)),
+        ("plot.txt", ("plot",)),
+    ],
 )
 def test_that_make_pins_was_run(file: str, extras: tuple[str, ...]) -> None:
     config = configparser.ConfigParser(interpolation=None)
@@ -41,7 +46,7 @@ def test_that_make_pins_was_run(file: str, extras: tuple[str, ...]) -> None:
     assert taken == {name.replace(".", "-"): version for name, version in versions.items()}
 
 
-@pytest.mark.parametrize("file", ["test.txt", "audit.txt", "fuzz.txt"])
+@pytest.mark.parametrize("file", ["test.txt", "audit.txt", "fuzz.txt", "plot.txt"])
 def test_that_nothing_goes_without_hashes(file: str) -> None:
     """Nor is there anything else, such as the address of somebody's index."""
     assert PINNED.sub("", (TOP / "requirements" / file).read_text()) == HEAD
