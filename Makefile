@@ -53,7 +53,7 @@ venv: .venv/installed ## the command, as .venv/bin/vfio-user-bridge
 	touch $@
 
 test: lint unit host ## everything that this project promises, cheapest first
-	@echo 'Two test machines now, for most of an hour; what each prints comes when it has ended.'
+	@echo 'Two test machines now, for 45 minutes on two cores; what each prints comes when it has ended.'
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target machine system
 
 lint: venv ## style, types, what is known to be unsafe
