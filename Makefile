@@ -90,7 +90,6 @@ soak: venv ## what a server holds before and after CLIENTS (2000) clients, and a
 
 bench: venv ## figures against peers; PEER='COMMAND {socket}' for another server, PLOT=1 for a picture
 	@$(call tool,gcc,gcc libc6-dev)
-	$(if $(PLOT),@$(BIN)/python -c 'import matplotlib' 2>/dev/null || $(BIN)/pip $(INSTALL) requirements/plot.txt)
 	mkdir -p build
 	$(BIN)/python -m integration.bench --json build/bench.json $(if $(PLOT),--plot build/bench.png) \
 		$(if $(PEER),--peer '$(PEER)')
@@ -107,15 +106,14 @@ shell: venv ## a shell in the test machine
 	@$(BIN)/python -m integration.machine --shell
 
 pins: .venv/audit/installed ## requirements/ from setup.cfg; UPGRADE=--upgrade also renews what those take
-	$(call pin,requirements/test.txt,build test lint)
+	$(call pin,requirements/test.txt,build test lint plot)
 	$(call pin,requirements/audit.txt,audit)
 	$(call pin,requirements/fuzz.txt,fuzz)
-	$(call pin,requirements/plot.txt,plot)
 
 audit: .venv/audit/installed ## bandit, and advisories on what requirements/ pins; asks PyPI
 	$(BANDIT)
 	.venv/audit/bin/pip-audit --strict --disable-pip --progress-spinner off \
-		$(patsubst %,--requirement requirements/%.txt,test audit fuzz plot)
+		$(patsubst %,--requirement requirements/%.txt,test audit fuzz)
 
 wheel: venv ## in dist/, the same bytes from the same commit
 	@$(BIN)/python -m integration.wheel dist

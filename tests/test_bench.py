@@ -68,7 +68,6 @@ def test_no_ratio_to_nothing() -> None:
 
 
 def test_a_plot(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="the extra `plot` isn't installed")
     picture = tmp_path / "bench.png"
     subprocess.run([*BENCH, "idle", "access", "--plot", picture], check=True)
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -29,10 +29,9 @@ PINNED = re.compile(
 @pytest.mark.parametrize(
     ("file", "extras"),
     [
-        ("test.txt", ("build", "test", "lint")),
+        ("test.txt", ("build", "test", "lint", "plot")),
         ("audit.txt", ("audit",)),
         ("fuzz.txt", ("fuzz",)),
-        ("plot.txt", ("plot",)),
     ],
 )
 def test_that_make_pins_was_run(file: str, extras: tuple[str, ...]) -> None:
@@ -46,7 +45,7 @@ def test_that_make_pins_was_run(file: str, extras: tuple[str, ...]) -> None:
     assert taken == {name.replace(".", "-"): version for name, version in versions.items()}
 
 
-@pytest.mark.parametrize("file", ["test.txt", "audit.txt", "fuzz.txt", "plot.txt"])
+@pytest.mark.parametrize("file", ["test.txt", "audit.txt", "fuzz.txt"])
 def test_that_nothing_goes_without_hashes(file: str) -> None:
     """Nor is there anything else, such as the address of somebody's index."""
     assert PINNED.sub("", (TOP / "requirements" / file).read_text()) == HEAD
