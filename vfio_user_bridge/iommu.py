@@ -21,6 +21,7 @@ from .dma import DmaTable
 from .errors import DeviceError
 from .hotreset import HotReset
 from .kernel import vfio
+from .kernel.credentials import CAP_IPC_LOCK
 from .limits import DEFAULTS, Limits
 from .memory import ClientFiles
 from .messages import DmaFlags, DmaMap
@@ -30,8 +31,6 @@ log = logging.getLogger(__name__)
 
 #: how long a map waits for one that contradicts it to go, in seconds; QEMU waits 5 for the reply
 PATIENCE = 2.0
-
-_CAP_IPC_LOCK = 14
 
 
 @dataclass(slots=True)
@@ -269,7 +268,7 @@ def _explain_map(request: DmaMap, error: OSError) -> str:
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     locked = int(status["VmLck"].split()[0]) << 10
-    unlimited = limit == resource.RLIM_INFINITY or int(status["CapEff"], 16) >> _CAP_IPC_LOCK & 1
+    unlimited = limit == resource.RLIM_INFINITY or int(status["CapEff"], 16) >> CAP_IPC_LOCK & 1
     if unlimited or locked + request.size <= limit:
         return what + "; the host has too little free memory to pin it"
     return (

@@ -8,7 +8,7 @@ import grp
 import pwd
 import socket
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from struct import Struct
 
@@ -65,22 +65,15 @@ def allowed(users: Iterable[str], groups: Iterable[str]) -> Allowed:
 
     :raise UsageError: there is no user or group of such a name
     """
-    return Allowed(frozenset(map(_uid, users)), frozenset(map(_gid, groups)))
+    uids = (_number(text, "user", lambda name: pwd.getpwnam(name).pw_uid) for text in users)
+    gids = (_number(text, "group", lambda name: grp.getgrnam(name).gr_gid) for text in groups)
+    return Allowed(frozenset(uids), frozenset(gids))
 
 
-def _uid(text: str) -> int:
+def _number(text: str, kind: str, find: Callable[[str], int]) -> int:
     if text.isdecimal():
         return int(text)
     try:
-        return pwd.getpwnam(text).pw_uid
+        return find(text)
     except KeyError:
-        raise UsageError(f"there is no user {text!r}") from None
-
-
-def _gid(text: str) -> int:
-    if text.isdecimal():
-        return int(text)
-    try:
-        return grp.getgrnam(text).gr_gid
-    except KeyError:
-        raise UsageError(f"there is no group {text!r}") from None
+        raise UsageError(f"there is no {kind} {text!r}") from None

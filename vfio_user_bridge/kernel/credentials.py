@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from struct import Struct
 
 CAP_IPC_LOCK = 14
-CAP_SYS_RESOURCE = 24
 _LAST_CAP = 63  # that struct __user_cap_data_struct has room for
 
 _PR_SET_DUMPABLE = 4
