@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from integration import devices
-from tests.holdings import Holdings, await_no_client, holdings, number
-from tests.processes import status
+from tests.holdings import Holdings, await_no_client, holdings
+from tests.processes import number, status
 from tests.running_server import RunningServer, server
 from tests.visit import Visit
 

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .processes import status
+from .processes import number, status
 
 PATIENCE = 20.0
 
@@ -40,11 +40,6 @@ def holdings(pid: int) -> Holdings:
         number(told["VmLck"]),
         number(told["VmPin"]),
     )
-
-
-def number(field: str) -> int:
-    """The number that a field of /proc/PID/status begins with."""
-    return int(field.split()[0])
 
 
 def await_holdings(pid: int, expected: Holdings) -> None:

@@ -6,8 +6,18 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def fields(pid: int, file: str) -> dict[str, str]:
+    """What stands in a *file* of /proc/PID that has a name, a colon and a value in each line."""
+    text = Path(f"/proc/{pid}", file).read_text()
+    lines = (line.partition(":") for line in text.splitlines())
+    return {name: value.strip() for name, _, value in lines}
+
+
 def status(pid: int) -> dict[str, str]:
     """/proc/PID/status, by field."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    fields = (line.partition(":") for line in text.splitlines())
-    return {name: value.strip() for name, _, value in fields}
+    return fields(pid, "status")
+
+
+def number(field: str) -> int:
+    """The number that a field begins with; sizes are in KiB."""
+    return int(field.split()[0])

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
+
+from tests.processes import fields, number
 
 from .figures import Figures, Goal, Line, compare
 from .many import serving
@@ -32,11 +33,8 @@ Process = Callable[[], AbstractContextManager[int]]
 
 def resident(pid: int) -> dict[str, float]:
     """RSS and PSS of a process, in MiB."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    sizes = {
-        name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)
-    }
-    return {"RSS": sizes["Rss"] / 1024, "PSS": sizes["Pss"] / 1024}
+    sizes = fields(pid, "smaps_rollup")
+    return {"RSS": number(sizes["Rss"]) / 1024, "PSS": number(sizes["Pss"]) / 1024}
 
 
 def _of(process: Process) -> dict[str, float]:
