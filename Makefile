@@ -88,10 +88,10 @@ soak: venv ## what a server holds before and after CLIENTS (2000) clients, and a
 	$(BIN)/python -m integration.machine --timeout 3600 -- \
 		python3 -B -m integration.soak --clients $$(($(CLIENTS) / 10)) 0000:00:13.0
 
-bench: venv ## figures against peers; PEER='COMMAND {socket}' for another server, PLOT=1 for a picture
+bench: venv ## figures against peers; PEER='COMMAND {socket}', PLOT=1 for a picture, ROWS=here without the machine
 	@$(call tool,gcc,gcc libc6-dev)
 	mkdir -p build
-	$(BIN)/python -m integration.bench --json build/bench.json $(if $(PLOT),--plot build/bench.png) \
+	$(BIN)/python -m integration.bench $(ROWS) --json build/bench.json $(if $(PLOT),--plot build/bench.png) \
 		$(if $(PEER),--peer '$(PEER)')
 
 fuzz: venv ## a search for input that breaks it, a minute a target; SECONDS=3600 for long

@@ -3,6 +3,6 @@
 
     python -m integration.bench [ROW...] [--peer 'COMMAND {socket}'] [--json FILE] [--plot FILE]
 
-Each row is a file here with a function that gives `figures.Line`s; `__main__.ROWS` lists them.
-docs/performance.md tells what they mean.
+Each row is a file here, or in `inside` for what is measured in the test machine, with a function
+that gives `figures.Line`s; `rows` lists them. docs/performance.md tells what they mean.
 """

@@ -5,63 +5,102 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
+import shutil
+import sys
 import tempfile
-from dataclasses import asdict
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
-from . import access, idle, memory, scale, start
+from integration.machine import MachineError, end_on_sigterm
+from integration.progress import StepError
+
+from . import machine
+from .figures import Line
 from .peers import choose
+from .report import Report
+from .rows import HERE, MACHINE, PLACES
 from .setting import FULL, QUICK, Setting, compile_programs
 from .table import HEAD, circumstances, row, sentences
 
-ROWS = {
-    "access": access.measure,
-    "idle": idle.measure,
-    "start": start.measure,
-    "memory": memory.measure,
-    "scale": scale.measure,
-}
+ROWS = {**HERE, **MACHINE}
 
 
-def main() -> None:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m integration.bench", description="What the bridge costs, beside a peer."
     )
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)} (all)")
+    names = [f"{', '.join(rows)} ({place}: all of these)" for place, rows in PLACES.items()]
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(names)}")
     parser.add_argument("--peer", metavar="'COMMAND {socket}'", help="another vfio-user server")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="and a picture of the ratios")
     parser.add_argument("--quick", action="store_true", help="too few figures to mean anything")
+    parser.add_argument(
+        "--inside",
+        type=Path,
+        metavar="PROGRAMS",
+        help="this is the test machine, where the C programs come compiled, in that folder",
+    )
     options = parser.parse_args()
-    if unknown := set(options.rows) - set(ROWS):
+    if unknown := set(options.rows) - set(ROWS) - set(PLACES):
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
     if options.peer and "{socket}" not in options.peer:
         parser.error("--peer must say where the path of its socket goes, by {socket}")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot takes matplotlib: pip install -r requirements/plot.txt")
+    chosen = [row for name in options.rows or PLACES for row in PLACES.get(name, [name])]
+    options.rows = list(dict.fromkeys(chosen))
+    return options
 
+
+def _measured_here(options: argparse.Namespace, folder: Path) -> Iterator[Line]:
+    setting = Setting(QUICK if options.quick else FULL, folder, choose(options.peer, folder))
+    for chosen in options.rows:
+        if options.inside or chosen in HERE:
+            yield from ROWS[chosen](setting)
+
+
+def _measured_inside(options: argparse.Namespace, folder: Path) -> Report:
+    rows = [chosen for chosen in options.rows if chosen in MACHINE]
+    if options.inside or not rows:
+        return Report({}, [])
+    return machine.measure(rows, ["--quick"] if options.quick else [], options.peer, folder)
+
+
+def _run(options: argparse.Namespace, folder: Path) -> None:
+    if options.inside:
+        # Sockets go there, too, which the folder shared with the host may not have.
+        shutil.copytree(options.inside, folder, dirs_exist_ok=True)
+    else:
+        compile_programs(folder)
+    # First, since it comes with a console: then the table is in one piece.
+    inside = _measured_inside(options, folder)
     told = circumstances()
     lines = []
     print(HEAD, flush=True)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        compile_programs(folder)
-        effort = QUICK if options.quick else FULL
-        setting = Setting(effort, folder, choose(options.peer, folder))
-        for chosen in options.rows or ROWS:
-            for line in ROWS[chosen](setting):
-                lines.append(line)
-                print(row(line), flush=True)
+    for line in chain(_measured_here(options, folder), inside.lines):
+        lines.append(line)
+        print(row(line), flush=True)
     told["load, after"] = circumstances()["load"]
+    told |= {f"{name}, test machine": value for name, value in inside.circumstances.items()}
     print("", *sentences(told), sep="\n")
     if options.json:
-        figures = {"circumstances": told, "lines": [asdict(line) for line in lines]}
-        options.json.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+        Report(told, lines).save(options.json)
     if options.plot:
         from .plot import plot
 
         plot(lines, options.plot)
+
+
+def main() -> None:
+    options = _arguments()
+    end_on_sigterm()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _run(options, Path(folder))
+        except (MachineError, StepError) as error:
+            sys.exit(str(error))
 
 
 if __name__ == "__main__":

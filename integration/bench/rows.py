@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The rows there are, by name and by where they are measured: here, or in the test machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from . import access, idle, memory, scale, start
+from .figures import Line
+from .inside import hostdev
+from .setting import Setting
+
+Rows = Mapping[str, Callable[[Setting], Iterator[Line]]]
+
+HERE: Rows = {
+    "access": access.measure,
+    "idle": idle.measure,
+    "start": start.measure,
+    "memory": memory.measure,
+    "scale": scale.measure,
+}
+#: with real devices, as real as they get: these need VFIO, an IOMMU and root
+MACHINE: Rows = {
+    "hostdev": hostdev.measure,
+}
+PLACES = {"here": HERE, "machine": MACHINE}
