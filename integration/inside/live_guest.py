@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,46 +23,56 @@ from .qmp import Qmp
 
 MEMORY = "512M"
 
+#: of -device, but for id and place
+Properties = Mapping[str, object]
+
 
 class LiveGuest:
-    """A q35 machine with devices from vfio-user sockets, each behind a root port of its own.
+    """A q35 machine with devices, each behind a root port of its own.
 
     :param folder: for sockets and logs
-    :param sockets: by the id that the device gets, in the order of the guest's buses from 1 on;
-        None leaves the port empty for such a device
-    :param script: shell functions for the command lines
+    :param devices: by the id that the device gets, in the order of the guest's buses from 1 on, the
+        properties of -device; None leaves the port empty for such a device
+    :param script: what process 1 runs before it takes command lines
     :param machine: further arguments for QEMU, before those of the devices
     :param append: further kernel arguments
+    :param files: further files, as `guest.initramfs` has them
     """
+
+    #: seconds, from QEMU's exec until the guest takes command lines
+    boot_time: float
 
     def __init__(
         self,
         folder: Path,
-        sockets: Mapping[str, Path | None],
+        devices: Mapping[str, Properties | None],
         script: str = "",
         *,
         machine: Sequence[str] = (),
         append: str = "",
+        memory: str = MEMORY,
+        files: Mapping[str, bytes] = guest.NO_FILES,
     ) -> None:
         self._console = folder / "console"
         self._shell = GuestShell(folder / "shell", self._console)
         initramfs = folder / "initramfs"
-        initramfs.write_bytes(guest.initramfs(script + SCRIPT))
+        initramfs.write_bytes(guest.initramfs(script + SCRIPT, files=files))
         self.qmp = Qmp(folder)
         command = [
             *qemu.find(),
             *guest.boot_arguments(CARRIED, initramfs, append),
-            *arguments([], MEMORY),
+            *arguments([], memory),
             *machine,
             *("-serial", f"file:{self._console}"),
             *("-chardev", f"socket,id=shell,path={self._shell.path}", "-serial", "chardev:shell"),
             *self.qmp.arguments,
         ]
-        for number, (name, path) in enumerate(sockets.items(), start=1):
+        for number, (name, properties) in enumerate(devices.items(), start=1):
             port = f"pcie-root-port,id=port-{name},chassis={number},addr={0x10 + number:x}.0"
             command += ["-device", port]
-            if path:
-                command += ["-device", json.dumps(device(name, path))]
+            if properties:
+                command += ["-device", json.dumps(placed(name, properties))]
+        begun = time.monotonic()
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         try:
             self.qmp.open()
@@ -71,6 +82,7 @@ class LiveGuest:
             self.process.kill()
             self.process.wait()
             raise
+        self.boot_time = time.monotonic() - begun
 
     def run(self, line: str) -> str:
         """As `GuestShell.run`."""
@@ -110,7 +122,6 @@ class LiveGuest:
         sys.stdout.write(tail(self._console))  # pytest shows it with a failure
 
 
-def device(name: str, path: Path) -> dict[str, object]:
-    """The device behind the socket *path*, in its port, as -device and device_add have it."""
-    (*_, described) = arguments([path])
-    return {**json.loads(described), "id": name, "bus": f"port-{name}"}
+def placed(name: str, properties: Properties) -> dict[str, object]:
+    """A device in its port, as -device and device_add have it."""
+    return {**properties, "id": name, "bus": f"port-{name}"}

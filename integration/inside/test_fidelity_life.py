@@ -20,9 +20,10 @@ from pathlib import Path
 import pytest
 
 from integration import devices
+from vfio_user_bridge import qemu
 
 from .bridge import Bridge, command, lines
-from .live_guest import LiveGuest, device
+from .live_guest import LiveGuest, placed
 from .trouble import trouble
 
 # By these ids QEMU knows them. The last one is plugged in while the guest runs; it has no MSI-X,
@@ -110,10 +111,9 @@ class Life:
         if self._guest and self._guest.alive and self._viommu == viommu:
             return self._guest
         self.end_guest()
-        sockets = {name: self.socket(name) if name in AT_BOOT else None for name in HOST}
         self._guest = guest = LiveGuest(
             self._folder,
-            sockets,
+            {name: self.device(name) if name in AT_BOOT else None for name in HOST},
             SCRIPT,
             machine=IOMMU if viommu else (),
             append=IOMMU_KERNEL if viommu else "",
@@ -132,8 +132,8 @@ class Life:
         self._guest.close()
         self._guest = None
 
-    def socket(self, name: str) -> Path:
-        return self.bridges[name].socket(HOST[name])
+    def device(self, name: str) -> dict[str, object]:
+        return qemu.device(self.bridges[name].socket(HOST[name]))
 
     def await_idle(self, *names: str) -> None:
         """Wait until these bridges, else all, have no client; nothing of one must be left."""
@@ -233,7 +233,7 @@ def test_driver_unbound_and_bound(life: Life, name: str) -> None:
 def test_plugged_unplugged_and_plugged(life: Life) -> None:
     guest = life.guest()
     seen = f"/sys/bus/pci/devices/{GUEST[LATE_CARD]}"
-    card = device(LATE_CARD, life.socket(LATE_CARD))
+    card = placed(LATE_CARD, life.device(LATE_CARD))
     guest.run(f"[ ! -e {seen} ]")
     guest.qmp.command("device_add", **card)
     check(guest, LATE_CARD)
