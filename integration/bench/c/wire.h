@@ -4,17 +4,10 @@
 #ifndef WIRE_H
 #define WIRE_H
 
-#define _GNU_SOURCE
+#include "common.h"
 
-#include <errno.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
-#include <unistd.h>
 
 enum { VERSION = 1, GET_REGION_INFO = 5, REGION_READ = 9, REGION_WRITE = 10 };
 enum { REPLY = 1, KIND_AND_ERROR = 0x2f, READ_AND_WRITE = 3, BARS = 6 };
@@ -35,20 +28,6 @@ struct access {
 	uint64_t offset;
 	uint32_t region, count, data;
 } __attribute__((packed));
-
-static inline void die(const char *what)
-{
-	fprintf(stderr, "%s: %s\n", what, errno ? strerror(errno) : "not as expected");
-	exit(1);
-}
-
-static inline uint64_t now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 static inline struct sockaddr_un address(const char *path)
 {
