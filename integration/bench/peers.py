@@ -57,6 +57,11 @@ def _command(words: Sequence[str]) -> Start:
     return serving
 
 
+def floor(folder: Path) -> Peer:
+    """The server that does nothing; *folder* has the compiled programs."""
+    return Peer("floor (a server that does nothing)", _command([str(folder / "floor"), "{socket}"]))
+
+
 def choose(command: str | None, folder: Path) -> Peer:
     """The peer of rows that compare servers.
 
@@ -68,4 +73,4 @@ def choose(command: str | None, folder: Path) -> Peer:
         return Peer(Path(words[0]).name, _command(words))
     if os.environ.get("LIBVFIO_USER"):
         return Peer("engine libvfio-user", _library)
-    return Peer("floor (a server that does nothing)", _command([str(folder / "floor"), "{socket}"]))
+    return floor(folder)

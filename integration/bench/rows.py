@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from . import access, idle, memory, scale, start
 from .figures import Line
-from .inside import hostdev
+from .inside import hostdev, interrupts, maps
 from .setting import Setting
 
 Rows = Mapping[str, Callable[[Setting], Iterator[Line]]]
@@ -22,5 +22,7 @@ HERE: Rows = {
 #: with real devices, as real as they get: these need VFIO, an IOMMU and root
 MACHINE: Rows = {
     "hostdev": hostdev.measure,
+    "interrupts": interrupts.measure,
+    "maps": maps.measure,
 }
 PLACES = {"here": HERE, "machine": MACHINE}

@@ -10,7 +10,7 @@ from pathlib import Path
 from .peers import Peer
 
 SOURCES = Path(__file__).parent / "c"
-PROGRAMS = ("timed", "flood", "floor")
+PROGRAMS = ("timed", "flood", "floor", "interrupts", "maps")
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,31 @@ class Effort:
     starts: int  # processes, connections: a round
     devices: tuple[int, ...]
     seconds: float  # of silence, or of load: a round
+    interrupts: int  # a round
+    maps: tuple[int, ...]  # that are there
+    turns: int  # maps made, and as many taken away: a round
 
 
-FULL = Effort(rounds=9, accesses=2000, starts=3, devices=(1, 8, 64), seconds=1.0)
-QUICK = Effort(rounds=2, accesses=20, starts=1, devices=(1, 3), seconds=0.1)
+FULL = Effort(
+    rounds=9,
+    accesses=2000,
+    starts=3,
+    devices=(1, 8, 64),
+    seconds=1.0,
+    interrupts=1000,
+    maps=(1, 16, 256, 4096, 65535),
+    turns=512,
+)
+QUICK = Effort(
+    rounds=2,
+    accesses=20,
+    starts=1,
+    devices=(1, 3),
+    seconds=0.1,
+    interrupts=10,
+    maps=(1, 16),
+    turns=10,
+)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-enum { VERSION = 1, GET_REGION_INFO = 5, REGION_READ = 9, REGION_WRITE = 10 };
+enum { VERSION = 1, DMA_MAP, DMA_UNMAP, GET_REGION_INFO = 5, REGION_READ = 9, REGION_WRITE = 10 };
 enum { REPLY = 1, KIND_AND_ERROR = 0x2f, READ_AND_WRITE = 3, BARS = 6 };
 enum { MOST = 4096 }; /* bytes of the longest message that is expected */
 
