@@ -45,7 +45,7 @@ class Taken:
     peers: Sequence[Rounds]
 
 
-def _taken(
+def times(
     setting: Setting, size: int, container: int, sockets: Sequence[Path]
 ) -> dict[tuple[str, int], Taken]:
     """What maps of *size* bytes took, by verb and count of maps.
@@ -74,7 +74,7 @@ def _taken(
     return taken
 
 
-def _within(taken: Taken) -> Goal:
+def within(taken: Taken) -> Goal:
     both = [[median(a) + median(b)] for a, b in zip(taken.ioctl, taken.trip, strict=True)]
     ratio = Ratio.of(taken.ours, both)
     text = (
@@ -101,10 +101,10 @@ def measure(setting: Setting) -> Iterator[Line]:
                 sockets.append(setting.folder / f"{which}.sock")
                 stack.enter_context(server.serving(sockets[-1]))
             direct = stack.enter_context(opened(EDU_ALONE))
-            taken = _taken(setting, size, direct.container, sockets)
+            taken = times(setting, size, direct.container, sockets)
         for verb, count in product(reversed(VERBS), setting.effort.maps):
             what, it = f"{verb} of {name}, {count:,} there", taken[verb, count]
-            yield compare("maps", what, "µs", "ioctl alone", it.ours, it.ioctl, _within(it))
+            yield compare("maps", what, "µs", "ioctl alone", it.ours, it.ioctl, within(it))
             for peer, its in zip(peers, it.peers, strict=True):
                 yield compare("maps", what, "µs", peer.name, it.ours, its)
         for verb in reversed(VERBS):
