@@ -35,7 +35,7 @@ FULL = Effort(
     seconds=1.0,
     interrupts=1000,
     maps=(1, 16, 256, 4096, 65535),
-    turns=512,
+    turns=128,
 )
 QUICK = Effort(
     rounds=2,
@@ -44,7 +44,7 @@ QUICK = Effort(
     devices=(1, 3),
     seconds=0.1,
     interrupts=10,
-    maps=(1, 16),
+    maps=(1, 300),
     turns=10,
 )
 

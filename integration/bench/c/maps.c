@@ -8,7 +8,8 @@
  * descriptor of a container. For each COUNT, round and party it writes how many nanoseconds TURNS
  * unmaps and TURNS maps took: 64-bit integers.
  *
- * Maps are of one memfd, which those that need more share; their IOVAs are next to each other.
+ * Maps are of one memfd, of huge pages if they are as large, which those that need more share; their
+ * IOVAs are next to each other.
  */
 
 #include "client.h"
@@ -19,6 +20,7 @@
 
 enum { MOST_MAPS = 65535, MOST_TURNS = 1 << 16, MOST_PARTIES = 8, WARM_UP = 16 };
 static const uint64_t FILE_SIZE = 256 << 20; /* as much as all maps of 4 KiB take */
+static const uint64_t HUGE = 2 << 20;
 static const uint64_t FIRST_IOVA = 1ull << 32;
 
 struct map_message {
@@ -198,7 +200,7 @@ int main(int argc, char **argv)
 	if (turns < 1 || turns > MOST_TURNS)
 		die("TURNS");
 	size = strtoull(argv[1], NULL, 10);
-	memory = memfd_create("ram", MFD_CLOEXEC);
+	memory = memfd_create("ram", MFD_CLOEXEC | (size < HUGE ? 0 : MFD_HUGETLB));
 	if (memory < 0 || ftruncate(memory, (off_t)FILE_SIZE))
 		die("memfd");
 	memory_here = mmap(NULL, FILE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, memory, 0);

@@ -31,6 +31,8 @@ VERBS = ("DMA_UNMAP", "DMA_MAP")  # in the order that the C program has them
 MOST, MOST_GROWTH, FEW = 1.5, 1.25, 256
 #: Fewer than 65,535 fit into Linux's default of a process, and other servers map each on its own.
 MAPPINGS = 1 << 18
+#: the C program's memory, if it is of huge pages
+HUGE_PAGES = 128
 #: What all maps are together is more than the host has: they share memory.
 OPTIONS = ("--limit", "mapped=256G")
 
@@ -90,7 +92,8 @@ def _flat(ours: Rounds, few: Rounds) -> Goal:
 
 def measure(setting: Setting) -> Iterator[Line]:
     bind(EDU, EDU_ALONE)
-    Path("/proc/sys/vm/max_map_count").write_text(str(MAPPINGS))
+    for limit, value in (("max_map_count", MAPPINGS), ("nr_hugepages", HUGE_PAGES)):
+        Path("/proc/sys/vm", limit).write_text(str(value))
     base = floor(setting.folder)
     peers = [peer for peer in (setting.peer,) if peer.name != base.name]
     most, few = max(setting.effort.maps), max(n for n in setting.effort.maps if n <= FEW)
