@@ -33,7 +33,7 @@ FULL = Effort(
     starts=3,
     devices=(1, 8, 64),
     seconds=1.0,
-    interrupts=1000,
+    interrupts=5000,
     maps=(1, 16, 256, 4096, 65535),
     turns=128,
 )
