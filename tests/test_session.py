@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from vfio_user_bridge.limits import Limits
 
 from . import client as c
-from .conversation import conversation
+from .conversation import PATIENCE, conversation
 from .descriptors import eventfds, inodes, memory_files, open_descriptors
 from .fake_device import FakeDevice
 from .wire import dma_map, message, region, set_irqs, u16, u32, u64
@@ -227,6 +228,30 @@ def test_a_host_that_fails_ends_the_session_in_one_line(
         assert not talk.device.asked("quiesce")
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert "no memory" in line
+
+
+def test_what_made_sense_is_answered_before_the_end() -> None:
+    with conversation() as talk:
+        talk.client.socket.sendall(message(c.REGION_READ, region(0, CONFIG, 4)) * 3 + bytes(16))
+        for _ in range(3):
+            assert talk.client.receive().payload == region(0, CONFIG, 4) + b"\xa5" * 4
+        talk.client.wait_until_hung_up()
+
+
+def test_a_reply_does_not_wait_for_a_request_that_takes_long() -> None:
+    class Slow(FakeDevice):
+        def reset(self) -> None:
+            assert answered.wait(PATIENCE)
+
+    answered = threading.Event()
+    with conversation(Slow()) as talk:
+        read, reset = message(c.REGION_READ, region(0, CONFIG, 4)), message(c.RESET)
+        talk.client.socket.sendall(read * 2 + reset)
+        for _ in range(2):
+            assert talk.client.receive().payload == region(0, CONFIG, 4) + b"\xa5" * 4
+        answered.set()
+        assert talk.client.receive().command == c.RESET
+        assert talk.error is None
 
 
 # ---- The end --------------------------------------------------------------------------------

@@ -124,6 +124,82 @@ def test_a_peer_that_goes_in_mid_message_is_gone(pair: Pair, cut: int) -> None:
         connection.receive()
 
 
+# ---- Several at once ------------------------------------------------------------------------
+
+
+def test_replies_to_messages_that_came_together_leave_together(pair: Pair) -> None:
+    connection, peer = pair
+    peer.sendall(message(READ, region(0, 7, 4)) * 5)
+    for _ in range(5):
+        connection.receive()
+        connection.send(b"reply")
+    assert peer.recv(100, socket.MSG_DONTWAIT) == b"reply" * 5
+
+
+@pytest.mark.parametrize("behind", [b"", message(READ, region(0, 7, 4))[:20]])
+def test_a_reply_does_not_wait_for_what_has_not_come(pair: Pair, behind: bytes) -> None:
+    connection, peer = pair
+    peer.sendall(message(READ, region(0, 7, 4)) * 2 + behind)
+    for _ in range(2):
+        connection.receive()
+        connection.send(b"reply")
+    peer.shutdown(socket.SHUT_WR)
+    with pytest.raises(PeerGoneError):
+        connection.receive()
+    assert peer.recv(100, socket.MSG_DONTWAIT) == b"reply" * 2
+
+
+def test_descriptors_leave_with_the_reply_that_they_belong_to(pair: Pair) -> None:
+    connection, peer = pair
+    peer.sendall(message(READ, region(0, 7, 4)) * 3)
+    with memory_files(1) as files:
+        for reply, fds in ((b"before", []), (b"with", files), (b"behind", [])):
+            connection.receive()
+            connection.send(reply, fds)
+        for expected, sent in ((b"before", []), (b"with", files), (b"behind", [])):
+            reply, fds, _, _ = socket.recv_fds(peer, len(expected), 2)
+            assert (reply, inodes(fds)) == (expected, inodes(sent))
+            for fd in fds:
+                os.close(fd)
+
+
+# ---- Before it sleeps -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("patience", "cpus", "looks"), [(5, 2, True), (5, 1, False), (0, 2, False)]
+)
+def test_a_connection_looks_for_the_next_message(
+    patience: float, cpus: int, looks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only where there is a CPU to do it and the message before came as soon."""
+    looked = threading.Event()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))
+    monkeypatch.setattr(os, "sched_yield", looked.set)
+    ours, peer = socket.socketpair()
+    with closing(Connection(ours, patience=patience)) as connection, peer:
+        reader = threading.Thread(target=lambda: [connection.receive() for _ in range(3)])
+        peer.sendall(message(RESET))
+        reader.start()
+        assert looked.wait(5) if looks else not looked.wait(0.1)
+        peer.sendall(message(RESET))
+        peer.sendall(message(RESET))
+        reader.join(5)
+        assert not reader.is_alive()
+
+
+def test_a_silent_peer_takes_no_time() -> None:
+    patience, silence = 0.01, 0.5
+    ours, peer = socket.socketpair()
+    with closing(Connection(ours, patience=patience)) as connection, peer:
+        peer.sendall(message(RESET))
+        connection.receive()
+        threading.Timer(silence, peer.sendall, [message(RESET)]).start()
+        begun = time.thread_time()
+        connection.receive()
+        assert time.thread_time() - begun < silence / 4
+
+
 def test_a_peer_that_leaves_replies_unread_is_gone(pair: Pair) -> None:
     connection, peer = pair
     connection.send(message(RESET))

@@ -38,6 +38,10 @@ class CountingSocket(socket.socket):
         self.reads += 1
         return super().recvmsg_into(*arguments)
 
+    def recv_into(self, *arguments):  # type: ignore[no-untyped-def]
+        self.reads += 1
+        return super().recv_into(*arguments)
+
 
 @dataclass
 class Wire:

@@ -79,6 +79,7 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
             reset_on_disconnect=options.on_disconnect == "reset",
             allowed=allowed(options.allow_uid, options.allow_gid),
             limits=limits,
+            patience=options.poll,
             session=_engine(options.engine),
             manager=Manager(os.environ),
         )

@@ -4,7 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
+
+#: microseconds, in which a CPU that sleeps would hardly be woken and asleep again
+POLL = 100
+LONGEST_POLL = 10_000
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
@@ -91,11 +96,32 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         help="what a client may have at most, see below; may be given several times",
     )
     parser.add_argument(
+        "--poll",
+        metavar="MICROSECONDS",
+        type=_microseconds,
+        default=POLL / 1e6,
+        help="how long a CPU looks for a client's next access before it sleeps, if the one before"
+        f" came as soon; 0: it doesn't (default: {POLL})",
+    )
+    parser.add_argument(
         "--log-level",
         choices=("debug", "info", "warning", "error"),
         default="info",
         help="how much goes to stderr (default: info)",
     )
+
+
+def _microseconds(text: str) -> float:
+    """In seconds."""
+    try:
+        microseconds = float(text)
+    except ValueError:
+        microseconds = math.nan
+    if not 0 <= microseconds <= LONGEST_POLL:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of microseconds from 0 to {LONGEST_POLL}"
+        )
+    return microseconds / 1e6
 
 
 def _mode(text: str) -> int:

@@ -77,6 +77,7 @@ class Server:
     :param reset_on_disconnect: whether a device is reset when its client has gone
     :param allowed: who may be a client
     :param limits: what each client may have
+    :param patience: how long to look for a client's next message before sleeping, in seconds
     :param session: who converses with clients: our own engine, or another
     :param manager: who is told how the server does
     """
@@ -87,12 +88,14 @@ class Server:
         reset_on_disconnect: bool = True,
         allowed: Allowed = Allowed(),  # noqa: B008 - it can't be changed
         limits: Limits = DEFAULTS,
+        patience: float = 0.0,
         session: type[Session] = Session,
         manager: Manager | None = None,
     ) -> None:
         self._reset = reset_on_disconnect
         self._allowed = allowed
         self._limits = limits
+        self._looks = patience
         self._session = session
         self._manager = manager or Manager({})
         self._ports: list[_Port] = []
@@ -236,7 +239,7 @@ class Server:
             log.warning("%s: refused %s: %s", port.device.name, who, refusal)
             sock.close()
             return
-        client = Connection(sock, self._limits)
+        client = Connection(sock, self._limits, self._looks)
         session = self._session(client, port.device, str(who), self._limits)
         port.client, port.session, port.peer = client, session, str(who)
         port.over.clear()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from .device import Device
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 MAJOR = 0
 MINOR = 1
+#: what other replies may wait for
+_QUICK = frozenset((int(Command.REGION_READ), int(Command.REGION_WRITE)))
 
 
 class Session:
@@ -62,6 +64,8 @@ class Session:
             why = str(error)
         except ProtocolError as error:
             why = f"put out: {error}"
+            with suppress(PeerGoneError):
+                self._connection.flush()  # what made sense is answered
         except (OSError, MemoryError, DeviceError) as error:
             why = f"put out: the host fails us: {str(error) or 'no memory'}"
             log.error("%s: %s", self._device.name, why)
@@ -102,17 +106,20 @@ class Session:
         return state
 
     def _serve(self, state: State) -> None:
-        receive, send = self._connection.receive, self._send
+        connection = self._connection
+        receive, send = connection.receive, self._send
         handlers, counts = Requests(self._device, state).handlers, state.messages
         while True:
             message = receive()
             try:
-                if message.flags & TYPE_MASK != TYPE_COMMAND:
+                if message.flags & TYPE_MASK:
                     raise ProtocolError("it replied, but nobody had asked")
                 handler = handlers.get(message.command)
                 if handler is None:
                     raise refuse(errno.EINVAL, "there is no such command")
                 counts[message.command] += 1
+                if message.command not in _QUICK:
+                    connection.flush()
                 reply = handler(message)
             except OSError as error:
                 state.refused += 1

@@ -11,7 +11,10 @@ the start of a message whose size isn't known yet:
 - no message that can own descriptors is shorter than that (SET_IRQS has 36 bytes, DMA_MAP 48), so
   such a read holds the start of one possible owner only, and that one is the last in the buffer;
 - the trapped accesses, a REGION_READ (32) or a REGION_WRITE of up to 4 bytes (36), take exactly
-  one system call each, also when many wait in the socket.
+  one system call each.
+
+Where more waits in the socket, it is looked at first (MSG_PEEK), and taken all at once if no
+descriptors came with it. Replies to messages that came together leave together.
 """
 
 from __future__ import annotations
@@ -23,41 +26,51 @@ import os
 import select
 import socket
 import struct
+import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from .limits import DEFAULTS, Limits
-from .protocol import HEADER, ProtocolError
+from .protocol import HEADER, Buffer, ProtocolError
+
+# As numbers: to combine the flags of socket, which are enumerations, takes half a microsecond.
+_DONTWAIT = int(socket.MSG_DONTWAIT)
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
+_CTRUNC = int(socket.MSG_CTRUNC)
+_LOOK = int(socket.MSG_PEEK) | _DONTWAIT
 
 _FIRST_READ = 36
+#: a message that comes within this time of a reply, in seconds, is one of several
+_SOON = 100e-6
+#: bytes of replies that wait for others, at most
+_UNSENT = 4096
 _FD_SIZE = array.array("i").itemsize
 #: room for as many descriptors as the kernel lets anyone send at once (SCM_MAX_FD)
 _ALL_FDS = socket.CMSG_SPACE(253 * _FD_SIZE)
 _TIMEVAL = struct.Struct("@ll")
 _NO_TIMEOUT = _TIMEVAL.pack(0, 0)
+_looking = threading.Lock()
 
 
 class PeerGoneError(Exception):
     """The peer is gone, in good order (between messages) or not; the text says which."""
 
 
+@dataclass(slots=True)
 class Message:
-    """One whole message. Its *payload* lies in the connection's buffer: use it before the next.
+    """One whole message; a connection uses the same one for the next.
 
-    *fds* came with it and are closed after it; *reply_fds* go out with the reply and stay open.
+    Its *payload* lies in the connection's buffer. *fds* came with it and are closed after it;
+    *reply_fds* go out with the reply and stay open.
     """
 
-    __slots__ = ("command", "fds", "flags", "id", "payload", "reply_fds")
-
-    def __init__(
-        self, id_: int, command: int, flags: int, payload: memoryview, fds: list[int]
-    ) -> None:
-        self.id = id_
-        self.command = command
-        self.flags = flags
-        self.payload = payload
-        self.fds = fds
-        self.reply_fds: Sequence[int] = ()
+    id: int
+    command: int
+    flags: int
+    payload: memoryview
+    fds: list[int]
+    reply_fds: Sequence[int] = ()
 
     def close_fds(self) -> None:
         """Close what the message brought and nobody claimed."""
@@ -65,9 +78,15 @@ class Message:
 
 
 class Connection:
-    """A connected UNIX stream socket, on which the peer keeps to *limits*."""
+    """A connected UNIX stream socket, on which the peer keeps to *limits*.
 
-    def __init__(self, sock: socket.socket, limits: Limits = DEFAULTS) -> None:
+    :param patience: how long to look for the next message before sleeping until it comes, in
+        seconds, if the one before came as soon; not done where this process has one CPU only
+    """
+
+    def __init__(
+        self, sock: socket.socket, limits: Limits = DEFAULTS, patience: float = 0.0
+    ) -> None:
         self.socket = sock
         #: bytes that a message may have, header included; small until the peer is known
         self.max_size = limits.version
@@ -80,6 +99,14 @@ class Connection:
         self._begin = 0  # the buffer holds unread bytes from here ...
         self._end = 0  # ... to here
         self._fds: list[int] = []  # came with the last message that began in the buffer
+        self._unsent = bytearray()  # replies that wait for others
+        self._message = Message(0, 0, 0, self._view, [])
+        self._patience = patience if len(os.sched_getaffinity(0)) > 1 else 0.0
+        self._soon = max(patience, _SOON)
+        self._brisk = False  # the last message came that soon, and brought no descriptors
+        poller = select.poll()
+        poller.register(sock, select.POLLIN)
+        self._poll = poller.poll
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, self._timeval)
 
@@ -90,47 +117,100 @@ class Connection:
         )
 
     def receive(self) -> Message:
-        """Wait for the next whole message.
+        """Wait for the next whole message. Replies that wait are sent before.
 
         :raise PeerGoneError: the peer is gone, or took too long over half a message
         :raise ProtocolError: what came is no message, or its descriptors did not all arrive
         """
         begin, have = self._begin, self._end - self._begin
-        if begin:
-            # Never more than a few bytes: a first read takes less than two messages.
-            self._view[:have] = self._view[begin : self._end]
-            self._begin, self._end = 0, have
         if have < HEADER.size:
-            # Silence is the peer's right, but not in mid-message.
-            try:
-                have = self._read(_FIRST_READ, socket.MSG_DONTWAIT if have else 0)
-            except BlockingIOError:
-                if not have:
-                    raise PeerGoneError("it has nothing to say") from None
-            if have < HEADER.size:
-                have = self._finish(HEADER.size)
-        id_, command, size, flags, _error = HEADER.unpack_from(self._buffer)
+            if self._unsent:
+                self.flush()
+            if begin:
+                self._to_front()
+                begin = 0
+            have = self._first_read()
+        id_, command, size, flags, _error = HEADER.unpack_from(self._buffer, begin)
         if size > have:
             if size > self.max_size:
                 raise ProtocolError(f"a message of {size} bytes; {self.max_size} are allowed")
+            if self._unsent:
+                self.flush()
+            if begin:
+                self._to_front()
+                begin = 0
             if size > len(self._buffer):
                 self._grow(size)
             have = self._finish(size)
         elif size < HEADER.size:
             raise ProtocolError(f"a message of {size} bytes; its header alone has {HEADER.size}")
-        fds: list[int] = []
+        message, end = self._message, begin + size
+        message.id, message.command, message.flags = id_, command, flags
+        message.payload = self._view[begin + HEADER.size : end]
+        message.fds, message.reply_fds = [], ()
         if have > size:
-            self._begin = size
+            self._begin = end
         else:
-            self._end = 0
+            self._begin = self._end = 0
             if self._fds:
-                fds, self._fds = self._fds, fds
-        return Message(id_, command, flags, self._view[HEADER.size : size], fds)
+                message.fds, self._fds = self._fds, message.fds
+        return message
+
+    def _to_front(self) -> None:
+        """Move what is unread of the buffer to its beginning: less than one message."""
+        have = self._end - self._begin
+        self._view[:have] = self._view[self._begin : self._end]
+        self._begin, self._end = 0, have
+
+    def _first_read(self) -> int:
+        """Read at least a header, whose beginning may be there. Gives how many bytes are there."""
+        have = self._end
+        if not self._fds and (have or (self._brisk and self._poll(0))):
+            have = self._take_all()
+        if have < HEADER.size:
+            # Silence is the peer's right, but not in mid-message.
+            begun = time.perf_counter()
+            if self._brisk and self._patience:
+                self._look_until(begun + self._patience)
+            try:
+                have = self._read(_FIRST_READ, _DONTWAIT if have else 0)
+            except BlockingIOError:
+                if not have:
+                    raise PeerGoneError("it has nothing to say") from None
+            self._brisk = time.perf_counter() - begun < self._soon and not self._fds
+            if have < HEADER.size:
+                have = self._finish(HEADER.size)
+        return have
+
+    def _look_until(self, deadline: float) -> None:
+        """Look for input all the time, until *deadline*.
+
+        To be woken takes longer than to answer. One thread at a time does it, for only one can run
+        in an interpreter; and whoever else wants its CPU comes first.
+        """
+        if _looking.acquire(blocking=False):
+            try:
+                while not self._poll(0) and time.perf_counter() < deadline:
+                    os.sched_yield()
+            finally:
+                _looking.release()
+
+    def _take_all(self) -> int:
+        """Read all that waits, if no descriptors came with it. Gives how many bytes are there.
+
+        A look takes none away, and without room for them only says that there are some.
+        """
+        free = self._view[self._end :]
+        with contextlib.suppress(OSError):  # what is wrong with the socket is found by `_read`
+            waiting, _, flags, _ = self.socket.recvmsg_into((free,), 0, _LOOK)
+            if waiting and not flags & _CTRUNC:
+                self._end += self.socket.recv_into(free, waiting, _DONTWAIT)
+        return self._end
 
     def _finish(self, size: int) -> int:
         """Read until the buffer holds *size* bytes, but not forever."""
         with contextlib.suppress(BlockingIOError):  # the rest is mostly there already
-            self._read(size, socket.MSG_DONTWAIT)
+            self._read(size, _DONTWAIT)
         if self._end < size:
             late = PeerGoneError("it took too long to send a whole message")
             deadline = time.monotonic() + self._stall
@@ -152,7 +232,7 @@ class Connection:
         """
         try:
             count, control, flags, _address = self.socket.recvmsg_into(
-                (self._view[self._end : limit],), self._control, socket.MSG_CMSG_CLOEXEC | flags
+                (self._view[self._end : limit],), self._control, _CLOEXEC | flags
             )
         except BlockingIOError:
             raise
@@ -164,7 +244,7 @@ class Connection:
                     whole = len(data) // _FD_SIZE * _FD_SIZE
                     self._fds.extend(array.array("i", data[:whole]))
         # The kernel counts those of one segment; a message can come in many.
-        if flags & socket.MSG_CTRUNC or len(self._fds) > self._max_fds:
+        if flags & _CTRUNC or len(self._fds) > self._max_fds:
             raise ProtocolError(
                 "more file descriptors in one message than were agreed on, or than this process can"
                 " have (ulimit -n)"
@@ -179,11 +259,33 @@ class Connection:
         grown[: self._end] = self._view[: self._end]
         self._buffer, self._view = grown, memoryview(grown)
 
-    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Send one whole message.
+    def send(self, data: Buffer, fds: Sequence[int] = ()) -> None:
+        """Send one whole message; if others came together with the one that it replies to, later.
+
+        It leaves with their replies, before the next one that has *fds*, or by `flush`.
 
         :raise PeerGoneError: the peer is gone, or has not taken its replies for the stall time
         """
+        if fds:
+            self.flush()  # by itself: descriptors belong to what a segment begins with
+            self._send(data, fds)
+        elif self._begin or self._unsent:
+            self._unsent += data
+            if not self._begin or len(self._unsent) >= _UNSENT:
+                self.flush()
+        else:
+            self._send(data)
+
+    def flush(self) -> None:
+        """Send the replies that wait for others.
+
+        :raise PeerGoneError: as `send`
+        """
+        if self._unsent:
+            data, self._unsent = self._unsent, bytearray()
+            self._send(data)
+
+    def _send(self, data: Buffer, fds: Sequence[int] = ()) -> None:
         try:
             if fds:
                 rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vfio_user_bridge.listener import listen
 from vfio_user_bridge.models import create
+from vfio_user_bridge.serve_options import POLL
 from vfio_user_bridge.server import Server
 
 from .started import started
@@ -28,7 +29,7 @@ def serving(folder: Path, count: int) -> AbstractContextManager[int]:
 
 
 def main() -> None:
-    server = Server()
+    server = Server(patience=POLL / 1e6)
     for path in sockets(Path(sys.argv[2]), int(sys.argv[1])):
         server.add(create("edu"), listen(path, 0o600))
     sys.stdout.write("ready\n")
