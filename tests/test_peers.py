@@ -41,6 +41,22 @@ def test_the_kernel_says_who_it_is() -> None:
 
 
 @pytest.mark.parametrize(
+    ("ours", "its", "shared"),
+    [({0}, {0}, True), ({0}, {1}, False), ({0, 1}, {0}, False), ({0}, None, True)],
+)
+def test_one_cpu_for_both(
+    ours: set[int], its: set[int] | None, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def affinity(pid: int) -> set[int]:
+        if pid and its is None:
+            raise ProcessLookupError
+        return set(its if pid and its else ours)
+
+    monkeypatch.setattr(os, "sched_getaffinity", affinity)
+    assert Peer(100, 7, frozenset()).shares_one_cpu() is shared
+
+
+@pytest.mark.parametrize(
     ("users", "groups", "admitted"),
     [
         ([], [], True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import os
 import pwd
 import socket
 from array import array
@@ -30,6 +31,15 @@ class Peer:
 
     def __str__(self) -> str:
         return f"pid {self.pid}, uid {self.uid}"
+
+    def shares_one_cpu(self) -> bool:
+        """Whether it and this process have one CPU between them: who looks for the other there
+        only keeps it from running.
+        """
+        cpus = os.sched_getaffinity(0)
+        with contextlib.suppress(OSError):  # it is gone, or the host doesn't tell
+            cpus |= os.sched_getaffinity(self.pid)
+        return len(cpus) == 1
 
 
 def peer(sock: socket.socket) -> Peer:

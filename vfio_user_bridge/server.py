@@ -239,7 +239,8 @@ class Server:
             log.warning("%s: refused %s: %s", port.device.name, who, refusal)
             sock.close()
             return
-        client = Connection(sock, self._limits, self._looks)
+        looks = 0.0 if who.shares_one_cpu() else self._looks
+        client = Connection(sock, self._limits, looks)
         session = self._session(client, port.device, str(who), self._limits)
         port.client, port.session, port.peer = client, session, str(who)
         port.over.clear()

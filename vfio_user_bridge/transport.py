@@ -81,7 +81,7 @@ class Connection:
     """A connected UNIX stream socket, on which the peer keeps to *limits*.
 
     :param patience: how long to look for the next message before sleeping until it comes, in
-        seconds, if the one before came as soon; not done where this process has one CPU only
+        seconds, if the one before came as soon
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Connection:
         self._fds: list[int] = []  # came with the last message that began in the buffer
         self._unsent = bytearray()  # replies that wait for others
         self._message = Message(0, 0, 0, self._view, [])
-        self._patience = patience if len(os.sched_getaffinity(0)) > 1 else 0.0
+        self._patience = patience
         self._soon = max(patience, _SOON)
         self._brisk = False  # the last message came that soon, and brought no descriptors
         poller = select.poll()
