@@ -23,6 +23,7 @@ Start = Callable[[Path], AbstractContextManager[int]]
 class Peer:
     name: str
     serving: Start
+    is_floor: bool = False  # no server can be faster
 
 
 @contextlib.contextmanager
@@ -59,7 +60,8 @@ def _command(words: Sequence[str]) -> Start:
 
 def floor(folder: Path) -> Peer:
     """The server that does nothing; *folder* has the compiled programs."""
-    return Peer("floor (a server that does nothing)", _command([str(folder / "floor"), "{socket}"]))
+    serving = _command([str(folder / "floor"), "{socket}"])
+    return Peer("floor (a server that does nothing)", serving, is_floor=True)
 
 
 def choose(command: str | None, folder: Path) -> Peer:
