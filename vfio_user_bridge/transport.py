@@ -22,6 +22,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import math
 import os
 import select
 import socket
@@ -41,8 +42,8 @@ _CTRUNC = int(socket.MSG_CTRUNC)
 _LOOK = int(socket.MSG_PEEK) | _DONTWAIT
 
 _FIRST_READ = 36
-#: a message that comes within this time of a reply, in seconds, is one of several
-_SOON = 100e-6
+#: a message that is waited for no longer, in seconds, was there already: there may be more
+_AT_ONCE = 10e-6
 #: bytes of replies that wait for others, at most
 _UNSENT = 4096
 _FD_SIZE = array.array("i").itemsize
@@ -96,14 +97,14 @@ class Connection:
         self._timeval = _TIMEVAL.pack(int(stall), int(stall % 1 * 1_000_000))
         self._buffer = bytearray(self.max_size)
         self._view = memoryview(self._buffer)
+        self._first = (self._view[:_FIRST_READ],)
         self._begin = 0  # the buffer holds unread bytes from here ...
         self._end = 0  # ... to here
         self._fds: list[int] = []  # came with the last message that began in the buffer
         self._unsent = bytearray()  # replies that wait for others
         self._message = Message(0, 0, 0, self._view, [])
         self._patience = patience
-        self._soon = max(patience, _SOON)
-        self._brisk = False  # the last message came that soon, and brought no descriptors
+        self._waited = math.inf  # for the last message, in seconds; so, too, if it brought files
         poller = select.poll()
         poller.register(sock, select.POLLIN)
         self._poll = poller.poll
@@ -165,19 +166,22 @@ class Connection:
     def _first_read(self) -> int:
         """Read at least a header, whose beginning may be there. Gives how many bytes are there."""
         have = self._end
-        if not self._fds and (have or (self._brisk and self._poll(0))):
+        if not self._fds and (have or (self._waited < _AT_ONCE and self._poll(0))):
             have = self._take_all()
         if have < HEADER.size:
             # Silence is the peer's right, but not in mid-message.
             begun = time.perf_counter()
-            if self._brisk and self._patience:
+            if self._waited < self._patience:
                 self._look_until(begun + self._patience)
             try:
-                have = self._read(_FIRST_READ, _DONTWAIT if have else 0)
+                if have:
+                    have = self._read((self._view[have:_FIRST_READ],), _DONTWAIT)
+                else:
+                    have = self._read(self._first, 0)
             except BlockingIOError:
                 if not have:
                     raise PeerGoneError("it has nothing to say") from None
-            self._brisk = time.perf_counter() - begun < self._soon and not self._fds
+            self._waited = math.inf if self._fds else time.perf_counter() - begun
             if have < HEADER.size:
                 have = self._finish(HEADER.size)
         return have
@@ -210,14 +214,14 @@ class Connection:
     def _finish(self, size: int) -> int:
         """Read until the buffer holds *size* bytes, but not forever."""
         with contextlib.suppress(BlockingIOError):  # the rest is mostly there already
-            self._read(size, _DONTWAIT)
+            self._read((self._view[self._end : size],), _DONTWAIT)
         if self._end < size:
             late = PeerGoneError("it took too long to send a whole message")
             deadline = time.monotonic() + self._stall
             self.hurry(True)
             while self._end < size:
                 try:
-                    self._read(size)
+                    self._read((self._view[self._end : size],), 0)
                 except BlockingIOError:
                     raise late from None
                 if time.monotonic() > deadline:
@@ -225,39 +229,43 @@ class Connection:
             self.hurry(False)
         return self._end
 
-    def _read(self, limit: int, flags: int = 0) -> int:
-        """One read, up to *limit* bytes in the buffer. Gives how many there are.
+    def _read(self, free: tuple[memoryview], flags: int) -> int:
+        """One read into the buffer's *free* part. Gives how many bytes there are.
 
         :raise BlockingIOError: there is nothing, and it must not wait (any longer)
         """
         try:
             count, control, flags, _address = self.socket.recvmsg_into(
-                (self._view[self._end : limit],), self._control, _CLOEXEC | flags
+                free, self._control, _CLOEXEC | flags
             )
         except BlockingIOError:
             raise
         except OSError as error:
             raise PeerGoneError(error.strerror) from None
-        if control:
-            for level, kind, data in control:
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                    whole = len(data) // _FD_SIZE * _FD_SIZE
-                    self._fds.extend(array.array("i", data[:whole]))
+        if control or flags & _CTRUNC:
+            self._take_fds(control, flags)
+        if not count:
+            raise PeerGoneError("it hung up" + (" in mid-message" if self._end else ""))
+        self._end += count
+        return self._end
+
+    def _take_fds(self, control: Sequence[tuple[int, int, bytes]], flags: int) -> None:
+        for level, kind, data in control:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                whole = len(data) // _FD_SIZE * _FD_SIZE
+                self._fds.extend(array.array("i", data[:whole]))
         # The kernel counts those of one segment; a message can come in many.
         if flags & _CTRUNC or len(self._fds) > self._max_fds:
             raise ProtocolError(
                 "more file descriptors in one message than were agreed on, or than this process can"
                 " have (ulimit -n)"
             )
-        if not count:
-            raise PeerGoneError("it hung up" + (" in mid-message" if self._end else ""))
-        self._end += count
-        return self._end
 
     def _grow(self, size: int) -> None:
         grown = bytearray(size)
         grown[: self._end] = self._view[: self._end]
         self._buffer, self._view = grown, memoryview(grown)
+        self._first = (self._view[:_FIRST_READ],)
 
     def send(self, data: Buffer, fds: Sequence[int] = ()) -> None:
         """Send one whole message; if others came together with the one that it replies to, later.
