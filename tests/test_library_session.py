@@ -7,6 +7,7 @@ import errno
 import os
 import select
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,10 +18,11 @@ from vfio_user_bridge import models
 from vfio_user_bridge.device import RegionFlags
 from vfio_user_bridge.library_context import mappable_areas
 from vfio_user_bridge.messages import DmaMap, IrqSet, RegionCapability, RegionInfo
+from vfio_user_bridge.protocol import Buffer
 
 from . import client as c
 from .descriptors import eventfds, inodes, memory_files
-from .engines import LIBRARY, Talk, need, talk
+from .engines import LIBRARY, PATIENCE, Talk, need, talk
 from .fake_device import MSIX_MAPPABLE, READ_WRITE, FakeDevice
 from .running_server import server
 from .wire import dma_map, dma_unmap, message, region, set_irqs, u16, u32, u64
@@ -239,6 +241,27 @@ def test_messages_may_wait_in_line(device: FakeDevice, end: Talk) -> None:
         assert [end.client.receive().error for _ in files] == [0] * 20
         expected = [(DmaMap(3, 0, n * PAGE, PAGE), i) for n, i in enumerate(inodes(files))]
         assert [call[1:] for call in device.calls] == expected
+
+
+def test_what_waits_behind_a_message_that_we_answer_is_the_librarys() -> None:
+    """A write of more than 64 KiB is ours; the connection's buffer has room for more after it."""
+
+    class Slow(FakeDevice):
+        def region_write(self, index: int, offset: int, data: Buffer) -> None:
+            assert sent.wait(PATIENCE)
+            super().region_write(index, offset, data)
+
+    sent = threading.Event()
+    sizes = (100_000, 70_000)
+    with closing(Slow()) as device, talk(LIBRARY, device) as end:
+        end.client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * sum(sizes))
+        for size in sizes:
+            end.client.send(c.REGION_WRITE, region(0, BAR2, bytes(size)))
+        end.client.send(c.REGION_READ, region(0, BAR2, 4))
+        sent.set()
+        for size in sizes:
+            assert end.client.receive().payload == region(0, BAR2, size)
+        assert end.client.receive().payload == region(0, BAR2, b"\xa5" * 4)
 
 
 def test_a_reply_is_no_map(device: FakeDevice, end: Talk) -> None:

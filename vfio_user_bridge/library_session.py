@@ -112,6 +112,7 @@ class LibrarySession(Session):
 
     def _negotiate(self) -> State:
         connection = self._connection
+        connection.reads_ahead = False  # what follows is the library's to read
         connection.hurry(True)
         version = connection.receive()
         version.close_fds()

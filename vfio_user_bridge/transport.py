@@ -91,6 +91,8 @@ class Connection:
         self.socket = sock
         #: bytes that a message may have, header included; small until the peer is known
         self.max_size = limits.version
+        #: whether to take more than a message at a time; not if another reader shares the socket
+        self.reads_ahead = True
         self._max_fds = limits.fds
         self._control = socket.CMSG_SPACE(limits.fds * _FD_SIZE)
         stall = self._stall = limits.stall
@@ -166,7 +168,8 @@ class Connection:
     def _first_read(self) -> int:
         """Read at least a header, whose beginning may be there. Gives how many bytes are there."""
         have = self._end
-        if not self._fds and (have or (self._waited < _AT_ONCE and self._poll(0))):
+        more = have or (self._waited < _AT_ONCE and self._poll(0))
+        if more and self.reads_ahead and not self._fds:
             have = self._take_all()
         if have < HEADER.size:
             # Silence is the peer's right, but not in mid-message.
