@@ -61,13 +61,14 @@ class GuestShell:
         """Wait until the shell is ready, at first and after a reboot."""
         self._until(re.compile(rf".*{READY}\n", re.DOTALL), BOOT_TIMEOUT)
 
-    def run(self, line: str) -> str:
+    def run(self, line: str, timeout: float = TIMEOUT) -> str:
         """Execute a command line; gives its output, without the last newline.
 
+        :param timeout: in seconds
         :raise GuestError: its exit status isn't 0, or it takes too long
         """
         self.begin(line)
-        output, status = self._until(STATUS, TIMEOUT).groups()
+        output, status = self._until(STATUS, timeout).groups()
         if status != "0":
             raise GuestError(f"{line!r} failed with status {status}: {output}")
         return str(output).removesuffix("\n")

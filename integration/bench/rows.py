@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from . import access, idle, memory, scale, start
 from .figures import Line
-from .inside import hostdev, interrupts, maps
+from .inside import bringup, hostdev, interrupts, io, maps
 from .setting import Setting
 
 Rows = Mapping[str, Callable[[Setting], Iterator[Line]]]
@@ -24,5 +24,7 @@ MACHINE: Rows = {
     "hostdev": hostdev.measure,
     "interrupts": interrupts.measure,
     "maps": maps.measure,
+    "io": io.measure,
+    "bringup": bringup.measure,
 }
 PLACES = {"here": HERE, "machine": MACHINE}

@@ -10,7 +10,7 @@ from pathlib import Path
 from .peers import Peer
 
 SOURCES = Path(__file__).parent / "c"
-PROGRAMS = ("timed", "flood", "floor", "interrupts", "maps")
+PROGRAMS = ("timed", "flood", "floor", "interrupts", "maps", "disk", "gateway", "bringup")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Effort:
     interrupts: int  # a round
     maps: tuple[int, ...]  # that are there
     turns: int  # maps made, and as many taken away: a round
+    operations: int  # of a guest's disk or card: a round
+    boots: int  # of guests: rounds of their own, for they take long
 
 
 FULL = Effort(
@@ -36,6 +38,8 @@ FULL = Effort(
     interrupts=5000,
     maps=(1, 16, 256, 4096, 65535),
     turns=128,
+    operations=50,
+    boots=3,
 )
 QUICK = Effort(
     rounds=2,
@@ -46,6 +50,8 @@ QUICK = Effort(
     interrupts=10,
     maps=(1, 300),
     turns=10,
+    operations=3,
+    boots=1,
 )
 
 

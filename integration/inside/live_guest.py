@@ -84,9 +84,9 @@ class LiveGuest:
             raise
         self.boot_time = time.monotonic() - begun
 
-    def run(self, line: str) -> str:
+    def run(self, line: str, timeout: float = TIMEOUT) -> str:
         """As `GuestShell.run`."""
-        return self._shell.run(line)
+        return self._shell.run(line, timeout)
 
     def begin(self, line: str) -> None:
         """As `GuestShell.begin`."""
