@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 from bisect import bisect_left, bisect_right, insort
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from .messages import DmaFlags, DmaMap
@@ -14,7 +13,9 @@ from .protocol import refuse
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_address = attrgetter("address")
+_READ_OR_WRITE = int(DmaFlags.READ | DmaFlags.WRITE)
+#: maps of a block that was halved; a client's 65,535 make some hundred blocks
+_BLOCK = 512
 
 
 def check(request: DmaMap, page: int) -> None:
@@ -30,28 +31,44 @@ def check(request: DmaMap, page: int) -> None:
         )
     if request.address + request.size > 1 << 64 or request.offset + request.size > 1 << 63:
         raise refuse(errno.EOVERFLOW, f"{request.size:#x} bytes at {request.address:#x} wrap")
-    if not 0 < request.flags <= DmaFlags.READ | DmaFlags.WRITE:
+    if not 0 < request.flags <= _READ_OR_WRITE:
         raise refuse(errno.EINVAL, f"map flags {request.flags:#x}")
 
 
 class DmaTable:
-    """The maps of one client, or of all that share a container."""
+    """The maps of one client, or of all that share a container.
+
+    Their IOVAs are kept in order, in blocks, so that one more doesn't move all the others.
+    """
 
     def __init__(self) -> None:
-        self._maps: list[DmaMap] = []
+        self._maps: dict[int, DmaMap] = {}  # by IOVA
+        self._blocks: list[list[int]] = []  # none is empty
+        self._firsts: list[int] = []  # of each block
 
     def __len__(self) -> int:
         return len(self._maps)
 
     def __iter__(self) -> Iterator[DmaMap]:
-        return iter(self._maps)
+        """As they are now, oldest first; other threads may ask."""
+        return iter(list(self._maps.values()))
 
     def overlapping(self, address: int, size: int) -> list[DmaMap]:
         """The maps that have a byte in this range, in order of IOVA."""
-        first = bisect_right(self._maps, address, key=_address)
-        if first and self._maps[first - 1].address + self._maps[first - 1].size > address:
-            first -= 1
-        return self._maps[first : bisect_left(self._maps, address + size, first, key=_address)]
+        found: list[DmaMap] = []
+        number = self._block(address)
+        for block in self._blocks[number : bisect_left(self._firsts, address + size)]:
+            # Of those that start before the range, only the last can reach into it.
+            low = max(bisect_right(block, address) - 1, 0)
+            for start in block[low : bisect_left(block, address + size)]:
+                entry = self._maps[start]
+                if start + entry.size > address:
+                    found.append(entry)
+        return found
+
+    def _block(self, address: int) -> int:
+        """The number of the block that an IOVA is in, or would be."""
+        return max(bisect_right(self._firsts, address) - 1, 0)
 
     def within(self, address: int, size: int) -> list[DmaMap]:
         """The maps that lie in this range, in order of IOVA.
@@ -70,7 +87,25 @@ class DmaTable:
 
     def add(self, entry: DmaMap) -> None:
         """The caller has seen that nothing overlaps."""
-        insort(self._maps, entry, key=_address)
+        address, number = entry.address, self._block(entry.address)
+        self._maps[address] = entry
+        if not self._blocks:
+            self._blocks.append([])
+            self._firsts.append(address)
+        block = self._blocks[number]
+        insort(block, address)
+        self._firsts[number] = block[0]
+        if len(block) > 2 * _BLOCK:
+            self._blocks.insert(number + 1, block[_BLOCK:])
+            self._firsts.insert(number + 1, block[_BLOCK])
+            del block[_BLOCK:]
 
     def remove(self, entry: DmaMap) -> None:
-        del self._maps[bisect_left(self._maps, entry.address, key=_address)]
+        del self._maps[entry.address]
+        number = self._block(entry.address)
+        block = self._blocks[number]
+        del block[bisect_left(block, entry.address)]
+        if block:
+            self._firsts[number] = block[0]
+        else:
+            del self._blocks[number], self._firsts[number]

@@ -27,6 +27,8 @@ from .memory import ClientFiles
 from .messages import DmaFlags, DmaMap
 from .protocol import refuse
 
+_WRITE = int(DmaFlags.WRITE)
+
 log = logging.getLogger(__name__)
 
 #: how long a map waits for one that contradicts it to go, in seconds; QEMU waits 5 for the reply
@@ -124,7 +126,7 @@ class Container:
                 return
             self._check_range(request)
             vaddr = self._files.map(
-                fd, request.offset, request.size, writable=bool(request.flags & DmaFlags.WRITE)
+                fd, request.offset, request.size, writable=bool(request.flags & _WRITE)
             )
             try:
                 vfio.dma_map(self._container, request.flags, vaddr, request.address, request.size)

@@ -7,6 +7,7 @@ Follows the specification's "Backend Program Conventions": stays in the foregrou
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -112,6 +113,7 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
         sys.stdout.write("".join(ready))
         sys.stdout.flush()
         log.info("confined: %s", confinement)
+        gc.freeze()  # all this stays: no collection need look at it again
         server.run()
 
 
