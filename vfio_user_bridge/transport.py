@@ -42,8 +42,6 @@ _CTRUNC = int(socket.MSG_CTRUNC)
 _LOOK = int(socket.MSG_PEEK) | _DONTWAIT
 
 _FIRST_READ = 36
-#: a message that is waited for no longer, in seconds, was there already: there may be more
-_AT_ONCE = 10e-6
 #: bytes of replies that wait for others, at most
 _UNSENT = 4096
 _FD_SIZE = array.array("i").itemsize
@@ -107,6 +105,7 @@ class Connection:
         self._message = Message(0, 0, 0, self._view, [])
         self._patience = patience
         self._waited = math.inf  # for the last message, in seconds; so, too, if it brought files
+        self._filled = False  # the last first read had all it could take: there may be more
         poller = select.poll()
         poller.register(sock, select.POLLIN)
         self._poll = poller.poll
@@ -168,7 +167,7 @@ class Connection:
     def _first_read(self) -> int:
         """Read at least a header, whose beginning may be there. Gives how many bytes are there."""
         have = self._end
-        more = have or (self._waited < _AT_ONCE and self._poll(0))
+        more = have or (self._filled and self._poll(0))
         if more and self.reads_ahead and not self._fds:
             have = self._take_all()
         if have < HEADER.size:
@@ -185,6 +184,7 @@ class Connection:
                 if not have:
                     raise PeerGoneError("it has nothing to say") from None
             self._waited = math.inf if self._fds else time.perf_counter() - begun
+            self._filled = have == _FIRST_READ and not self._fds
             if have < HEADER.size:
                 have = self._finish(HEADER.size)
         return have
