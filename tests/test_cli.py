@@ -87,6 +87,8 @@ def test_help_fits_a_terminal(
         ("serve edu --fd 3", "'edu' is not a device: give a PCI address like 0000:01:10.1, or"),
         ("serve model:edu --socket-path a --fd 3", "not allowed with argument"),
         ("serve model:edu --socket-path a --socket-mode 999", "'999' is not an octal mode"),
+        ("serve model:edu --socket-path a --poll often", "'often' is not a number of microseconds"),
+        ("serve model:edu --socket-path a --poll nan", "'nan' is not a number of microseconds"),
         ("serve model:edu --socket-path a --log-level loud", "invalid choice: 'loud'"),
         ("serve model:edu --socket-pat a", "unrecognized arguments: --socket-pat"),
         ("serve 1:10.1 --fd 3", "'1:10.1' is not a device"),
