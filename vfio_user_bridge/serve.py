@@ -110,11 +110,14 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
         confinement = _confine(options, user, files)
         if control:
             control.start({"status": partial(_status, server, confinement)})
-        sys.stdout.write("".join(ready))
-        sys.stdout.flush()
-        log.info("confined: %s", confinement)
+
+        def announce() -> None:
+            sys.stdout.write("".join(ready))
+            sys.stdout.flush()
+            log.info("confined: %s", confinement)
+
         gc.freeze()  # all this stays: no collection need look at it again
-        server.run()
+        server.run(announce)
 
 
 def _control(path: Path) -> Control:

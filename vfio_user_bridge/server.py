@@ -108,10 +108,12 @@ class Server:
         """Offer *device* on *listener*; both are the server's to close from now on."""
         self._ports.append(_Port(device, listener))
 
-    def run(self) -> None:
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT, or until the host has taken the last device back.
 
         Then give everything back. Call it in the main thread.
+
+        :param ready: called once all that serves is there
         """
         # The bell before the handlers: a signal between the two must not be lost.
         wakeup = signal.set_wakeup_fd(self._ringer.fileno())
@@ -124,6 +126,7 @@ class Server:
                 self._open_door(port)
                 if port.device.host_request is not None:
                     self._register(port.device.host_request, partial(self._give_notice, port))
+            ready()
             self._manager.ready()
             while self._ports and not self._stopped_by:
                 self._manager.report(self._summary())

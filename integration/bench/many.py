@@ -32,9 +32,7 @@ def main() -> None:
     server = Server(patience=POLL / 1e6)
     for path in sockets(Path(sys.argv[2]), int(sys.argv[1])):
         server.add(create("edu"), listen(path, 0o600))
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    server.run()
+    server.run(lambda: print("ready", flush=True))
 
 
 if __name__ == "__main__":
