@@ -14,7 +14,7 @@ the start of a message whose size isn't known yet:
   one system call each.
 
 Where more waits in the socket, it is looked at first (MSG_PEEK), and taken all at once if no
-descriptors came with it. Replies to messages that came together leave together.
+descriptors came with it. Replies to messages that came together leave together, but for the first.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ class Connection:
         self._end = 0  # ... to here
         self._fds: list[int] = []  # came with the last message that began in the buffer
         self._unsent = bytearray()  # replies that wait for others
+        self._answered = False  # one of those that came together has its reply
         self._message = Message(0, 0, 0, self._view, [])
         self._patience = patience
         self._waited = math.inf  # for the last message, in seconds; so, too, if it brought files
@@ -132,6 +133,7 @@ class Connection:
                 self._to_front()
                 begin = 0
             have = self._first_read()
+            self._answered = False
         id_, command, size, flags, _error = HEADER.unpack_from(self._buffer, begin)
         if size > have:
             if size > self.max_size:
@@ -271,21 +273,23 @@ class Connection:
         self._first = (self._view[:_FIRST_READ],)
 
     def send(self, data: Buffer, fds: Sequence[int] = ()) -> None:
-        """Send one whole message; if others came together with the one that it replies to, later.
+        """Send one whole message, or hold it back until others are ready.
 
-        It leaves with their replies, before the next one that has *fds*, or by `flush`.
+        Of the replies to messages that came together the first leaves at once, which wakes the peer
+        while we go on; the others together, before the next one that has *fds*, or by `flush`.
 
         :raise PeerGoneError: the peer is gone, or has not taken its replies for the stall time
         """
         if fds:
             self.flush()  # by itself: descriptors belong to what a segment begins with
             self._send(data, fds)
-        elif self._begin or self._unsent:
+        elif self._answered:
             self._unsent += data
             if not self._begin or len(self._unsent) >= _UNSENT:
                 self.flush()
         else:
             self._send(data)
+            self._answered = True
 
     def flush(self) -> None:
         """Send the replies that wait for others.
