@@ -24,10 +24,8 @@ from .kernel import vfio
 from .kernel.credentials import CAP_IPC_LOCK
 from .limits import DEFAULTS, Limits
 from .memory import ClientFiles
-from .messages import DmaFlags, DmaMap
+from .messages import DmaMap
 from .protocol import refuse
-
-_WRITE = int(DmaFlags.WRITE)
 
 log = logging.getLogger(__name__)
 
@@ -125,9 +123,7 @@ class Container:
             if self._is_shared(request, file):
                 return
             self._check_range(request)
-            vaddr = self._files.map(
-                fd, request.offset, request.size, writable=bool(request.flags & _WRITE)
-            )
+            vaddr = self._files.map(fd, request.offset, request.size, writable=request.writable)
             try:
                 vfio.dma_map(self._container, request.flags, vaddr, request.address, request.size)
             except OSError as error:

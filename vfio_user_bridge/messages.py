@@ -24,6 +24,9 @@ class DmaFlags(IntFlag):
     WRITE = 2
 
 
+_WRITE = int(DmaFlags.WRITE)  # to combine enumerations takes a microsecond
+
+
 @dataclass(frozen=True, slots=True)
 class DmaMap:
     """Client memory at *address* (IOVA), *size* bytes, at *offset* in the file sent along."""
@@ -38,6 +41,10 @@ class DmaMap:
     def unpack(cls, payload: Buffer) -> Self:
         _argsz, flags, offset, address, size = fields(cls.FORMAT, payload)
         return cls(flags, offset, address, size)
+
+    @property
+    def writable(self) -> bool:
+        return bool(self.flags & _WRITE)
 
     def pack(self) -> bytes:
         return self.FORMAT.pack(self.FORMAT.size, self.flags, self.offset, self.address, self.size)

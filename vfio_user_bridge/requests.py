@@ -22,7 +22,6 @@ from .messages import (
     REGION_ACCESS,
     DeviceFeature,
     DeviceInfo,
-    DmaFlags,
     DmaMap,
     DmaUnmap,
     FeatureFlags,
@@ -151,7 +150,7 @@ class Requests:
         state.maps.add(request)
         if fd is not None:
             state.shared_memory = True
-        elif request.flags & DmaFlags.WRITE and request.size >= RAM_SIZE:
+        elif request.writable and request.size >= RAM_SIZE:
             self._suspect_private_ram()
         return b""
 

@@ -112,7 +112,7 @@ class Session:
         while True:
             message = receive()
             try:
-                if message.flags & TYPE_MASK:
+                if message.flags & TYPE_MASK != TYPE_COMMAND:
                     raise ProtocolError("it replied, but nobody had asked")
                 handler = handlers.get(message.command)
                 if handler is None:

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from .limits import DEFAULTS, Limits
 from .protocol import HEADER, Buffer, ProtocolError
 
-# As numbers: to combine the flags of socket, which are enumerations, takes half a microsecond.
+# As numbers: to combine the flags of socket, which are enumerations, takes a microsecond.
 _DONTWAIT = int(socket.MSG_DONTWAIT)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _CTRUNC = int(socket.MSG_CTRUNC)
@@ -125,23 +125,16 @@ class Connection:
         :raise PeerGoneError: the peer is gone, or took too long over half a message
         :raise ProtocolError: what came is no message, or its descriptors did not all arrive
         """
-        begin, have = self._begin, self._end - self._begin
+        have = self._end - self._begin
         if have < HEADER.size:
-            if self._unsent:
-                self.flush()
-            if begin:
-                self._to_front()
-                begin = 0
             have = self._first_read()
-            self._answered = False
+        begin = self._begin
         id_, command, size, flags, _error = HEADER.unpack_from(self._buffer, begin)
         if size > have:
             if size > self.max_size:
                 raise ProtocolError(f"a message of {size} bytes; {self.max_size} are allowed")
-            if self._unsent:
-                self.flush()
             if begin:
-                self._to_front()
+                self._make_way()
                 begin = 0
             if size > len(self._buffer):
                 self._grow(size)
@@ -160,14 +153,18 @@ class Connection:
                 message.fds, self._fds = self._fds, message.fds
         return message
 
-    def _to_front(self) -> None:
-        """Move what is unread of the buffer to its beginning: less than one message."""
+    def _make_way(self) -> None:
+        """Before a read: replies leave; what is unread, less than a message, goes to the front."""
+        self.flush()
         have = self._end - self._begin
         self._view[:have] = self._view[self._begin : self._end]
         self._begin, self._end = 0, have
 
     def _first_read(self) -> int:
         """Read at least a header, whose beginning may be there. Gives how many bytes are there."""
+        if self._begin or self._unsent:
+            self._make_way()
+        self._answered = False
         have = self._end
         more = have or (self._filled and self._poll(0))
         if more and self.reads_ahead and not self._fds:

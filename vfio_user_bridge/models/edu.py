@@ -113,14 +113,14 @@ class Edu(Device):
         return self._interrupts.info(index)
 
     def region_read(self, index: int, offset: int, count: int) -> bytes:
-        if index:  # there is BAR 0, and there is config space
+        if index == PciRegion.CONFIG:
             return self._config.read(offset, count)
         if count == 4 and not offset % 4:  # as drivers do it
             return self._read(offset, 4)
         return b"".join(self._read(at, size) for at, size in _accesses(offset, count))
 
     def region_write(self, index: int, offset: int, data: Buffer) -> None:
-        if index:
+        if index == PciRegion.CONFIG:
             self._config.write(offset, data)
             self._update_intx()
         elif len(data) == 4 and not offset % 4:
@@ -170,7 +170,7 @@ class Edu(Device):
         value = ALL_ONES
         if size == 4 or offset >= Register.DMA_SOURCE:
             value = self._registers.get(offset, ALL_ONES)
-        return (value & ALL_ONES >> 64 - 8 * size).to_bytes(size, "little")
+        return value.to_bytes(8, "little")[:size]
 
     def _write(self, offset: int, size: int, value: int) -> None:
         if size < 4 or (size > 4 and offset < Register.DMA_SOURCE):

@@ -42,8 +42,7 @@ class ClientMemory:
         """:raise OSError: the file can't be mapped like this"""
         address = None
         if fd is not None:
-            writable = bool(request.flags & DmaFlags.WRITE)
-            address = self._files.map(fd, request.offset, request.size, writable=writable)
+            address = self._files.map(fd, request.offset, request.size, writable=request.writable)
         end = request.address + request.size
         insort(self._maps, _Map(request.address, end, request.flags, address))
 
