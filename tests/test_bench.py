@@ -20,6 +20,7 @@ from integration.bench.figures import Figures, Goal, Line, Ratio
 from integration.bench.idle import cpu
 from integration.bench.report import Report
 from integration.bench.rows import HERE
+from integration.bench.setting import compile_programs
 from integration.machine import MachineError
 
 BENCH = [sys.executable, "-m", "integration.bench", "--quick"]
@@ -78,6 +79,7 @@ def test_what_the_machine_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         REPORT.save(Path(options["--json"]))
         return 0
 
+    compile_programs(tmp_path)
     monkeypatch.setattr("integration.machine.run", run)
     monkeypatch.setattr(tree, "path", lambda: tmp_path)
     assert machine.measure(["pots"], ["--quick"], "echo {socket}", tmp_path) == REPORT

@@ -54,6 +54,12 @@ class Goal:
     met: bool
 
 
+def at_most(limit: float, ours: Rounds, theirs: Rounds, text: str = "the peer") -> Goal:
+    """That we take so many times what *text* takes, or less."""
+    ratio = Ratio.of(ours, theirs)
+    return Goal(f"at most {limit} times {text}", ratio is not None and ratio.median <= limit)
+
+
 @dataclass(frozen=True)
 class Line:
     """One line of the table."""

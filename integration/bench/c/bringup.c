@@ -13,7 +13,6 @@
 #include <fcntl.h>
 #include <glob.h>
 #include <net/if.h>
-#include <stdarg.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>

@@ -15,7 +15,7 @@ from integration.guest_shell import BOOT_TIMEOUT
 from integration.inside.bridge import Bridge
 from integration.inside.live_guest import Properties
 
-from ..figures import Goal, Line, Ratio, compare
+from ..figures import Line, at_most, compare
 from ..setting import Setting
 from .guests import PEER, addresses, assigned, bridged, direct, running, seconds
 
@@ -64,6 +64,5 @@ def measure(setting: Setting) -> Iterator[Line]:
                     side.append(_boot(setting, devices_))
     for what in ours[0]:
         both = [[boot[what]] for boot in ours], [[boot[what]] for boot in theirs]
-        ratio = Ratio.of(*both)
-        goal = Goal(f"at most {MOST} times", ratio is not None and ratio.median <= MOST)
-        yield compare("bringup", what, "s", PEER, *both, None if what == TO_INIT else goal)
+        goal = None if what == TO_INIT else at_most(MOST, *both)
+        yield compare("bringup", what, "s", PEER, *both, goal)

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from integration.inside.bridge import bind
 from vfio_user_bridge.kernel import vfio
 from vfio_user_bridge.kernel.pci import find
 
@@ -23,11 +22,10 @@ class Direct:
 
 @contextlib.contextmanager
 def opened(bdf: str) -> Iterator[Direct]:
-    """The device, in a container of its own.
+    """A device that vfio-pci has, in a container of its own.
 
     :raise OSError: EBUSY while another process has its group
     """
-    bind(bdf)
     with contextlib.ExitStack() as stack:
 
         def closed_at_the_end(fd: int) -> int:

@@ -18,7 +18,7 @@ from statistics import median
 from integration.devices import EDU, EDU_ALONE
 from integration.inside.bridge import Bridge, bind
 
-from ..figures import Figures, Goal, Line, Ratio, Rounds, compare
+from ..figures import Figures, Goal, Line, Rounds, at_most, compare
 from ..peers import floor
 from ..setting import Setting
 from ..table import number
@@ -76,16 +76,11 @@ def times(
     return taken
 
 
-def _at_most(limit: float, text: str, ours: Rounds, theirs: Rounds) -> Goal:
-    ratio = Ratio.of(ours, theirs)
-    return Goal(f"at most {limit} times {text}", ratio is not None and ratio.median <= limit)
-
-
 def within(taken: Taken) -> Goal:
     """What ioctl and socket take by themselves is what there is to be measured against."""
     both = [[median(a) + median(b)] for a, b in zip(taken.ioctl, taken.trip, strict=True)]
     text = f"the peer with a round trip, {number(Figures.of(both).median)} µs"
-    return _at_most(MOST, text, taken.ours, both)
+    return at_most(MOST, taken.ours, both, text)
 
 
 def measure(setting: Setting) -> Iterator[Line]:
@@ -93,7 +88,7 @@ def measure(setting: Setting) -> Iterator[Line]:
     for limit, value in (("max_map_count", MAPPINGS), ("nr_hugepages", HUGE_PAGES)):
         Path("/proc/sys/vm", limit).write_text(str(value))
     base = floor(setting.folder)
-    peers = [] if setting.peer.name == base.name else [setting.peer]
+    peers = [] if setting.peer.is_floor else [setting.peer]
     most, few = max(setting.effort.maps), max(n for n in setting.effort.maps if n <= FEW)
     for name, size in SIZES.items():
         with ExitStack() as stack:
@@ -111,5 +106,5 @@ def measure(setting: Setting) -> Iterator[Line]:
         for verb in reversed(VERBS):
             ours, before = taken[verb, most].ours, taken[verb, few].ours
             what, peer_name = f"{verb} of {name}, {most:,} there", f"{few:,} there"
-            goal = _at_most(MOST_GROWTH, "the peer", ours, before)
+            goal = at_most(MOST_GROWTH, ours, before)
             yield compare("maps", what, "µs", peer_name, ours, before, goal)
