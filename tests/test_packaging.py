@@ -7,7 +7,7 @@ import configparser
 import json
 from pathlib import Path
 
-from vfio_user_bridge import cli
+from vfio_user_bridge.commands import PROGRAM
 
 TOP = Path(__file__).parents[1]
 #: folders whose files are all for the host's other programs
@@ -35,20 +35,20 @@ def test_no_file_is_forgotten() -> None:
 def test_description_for_managers() -> None:
     """As QEMU's docs/interop/vhost-user.json; the specification has no schema for vfio-user yet."""
     (path,) = (TOP / "integration/vfio-user").iterdir()
-    assert path.name == f"50-{cli.PROGRAM}.json"
+    assert path.name == f"50-{PROGRAM}.json"
     assert f"integration/vfio-user/{path.name}" == setup()["options.data_files"]["share/vfio-user"]
     description = json.loads(path.read_text())
     assert description.keys() == {"description", "type", "binary"}
     assert description["type"] == "vfio-pci"  # as --print-capabilities says
-    assert description["binary"] == f"/usr/bin/{cli.PROGRAM}"
-    assert f"{cli.PROGRAM} =" in setup()["options.entry_points"]["console_scripts"]
+    assert description["binary"] == f"/usr/bin/{PROGRAM}"
+    assert f"{PROGRAM} =" in setup()["options.entry_points"]["console_scripts"]
 
 
 def test_units_run_the_command_that_a_package_installs() -> None:
     for unit in (TOP / "integration/systemd").glob("*.service"):
         words = [line.split("=", 1)[1].split()[0] for line in commands(unit)]
-        assert set(words) <= {f"/usr/bin/{cli.PROGRAM}", "udevadm"}, unit
-        assert f"/usr/bin/{cli.PROGRAM}" in words
+        assert set(words) <= {f"/usr/bin/{PROGRAM}", "udevadm"}, unit
+        assert f"/usr/bin/{PROGRAM}" in words
 
 
 def commands(unit: Path) -> list[str]:

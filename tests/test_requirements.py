@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user_bridge import cli
+from vfio_user_bridge.commands import PROGRAM
 
 TOP = Path(__file__).parents[1]
 HEAD = """\
@@ -39,7 +39,7 @@ def test_that_make_pins_was_run(file: str, extras: tuple[str, ...]) -> None:
     config.read(TOP / "setup.cfg")
     listed = " ".join(config["options.extras_require"][extra] for extra in extras).split()
     pins = PINNED.finditer((TOP / "requirements" / file).read_text())
-    ours = f"{cli.PROGRAM} (setup.cfg)"
+    ours = f"{PROGRAM} (setup.cfg)"
     taken = {pin["name"]: pin["version"] for pin in pins if ours in pin["takers"].split(", ")}
     versions = dict(line.split("==") for line in listed)
     assert taken == {name.replace(".", "-"): version for name, version in versions.items()}

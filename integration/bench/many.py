@@ -11,9 +11,9 @@ import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from vfio_user_bridge.commands.serve import POLL
 from vfio_user_bridge.listener import listen
 from vfio_user_bridge.models import create
-from vfio_user_bridge.serve_options import POLL
 from vfio_user_bridge.server import Server
 
 from .started import started

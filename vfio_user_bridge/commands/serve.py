@@ -1,11 +1,34 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What `vfio-user-bridge serve` can be told."""
+"""`vfio-user-bridge serve`: devices on sockets, until told to stop."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from pathlib import Path
+
+from vfio_user_bridge import limits
+
+NAME = "serve"
+SUMMARY = "offer devices on sockets, until told to stop"
+EPILOG = f"""\
+examples:
+  vfio-user-bridge serve 0000:01:10.1 --socket-path /run/nic.sock
+  vfio-user-bridge serve 01:10.1 01:10.2 --socket-dir /run/bridge
+      makes /run/bridge/0000:01:10.1.sock and /run/bridge/0000:01:10.2.sock
+
+Started by systemd it takes the sockets and IOMMU groups passed in. Sockets are
+matched by the names of their files (0000:01:10.1.sock), else by order.
+
+Prints a line for each device when its socket accepts connections. SIGTERM and
+SIGINT end it: the device is reset, socket files are removed.
+
+limits, for each client:
+{limits.described()}"""
+
+#: What a manager may run the program with that knows it by its JSON file alone (the
+#: specification's "Backend Program Conventions", and those of vhost-user).
+CONVENTIONS = ("--socket-path", "--fd", "--print-capabilities")
 
 #: microseconds, in which a CPU that sleeps would hardly be woken and asleep again
 POLL = 100
@@ -109,6 +132,34 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         default="info",
         help="how much goes to stderr (default: info)",
     )
+    parser.add_argument(
+        "--print-capabilities",
+        action=_PrintCapabilities,
+        nargs=0,
+        help="say in JSON what this backend can do, and exit",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    from vfio_user_bridge.serve import serve
+
+    serve(options)
+
+
+class _PrintCapabilities(argparse.Action):
+    """As vhost-user backends do: the features are the options beyond those that all have."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import json
+
+        common = ("--help", *CONVENTIONS)
+        actions = parser._actions  # noqa: SLF001 - argparse has no other way to ask
+        names = [name for action in actions for name in action.option_strings]
+        options = [name for name in names if name.startswith("--") and name not in common]
+        features = [name.removeprefix("--") for name in options]
+        # The type is VFIO_DEVICE_API_PCI_STRING of linux/vfio.h.
+        print(json.dumps({"type": "vfio-pci", "features": features}, indent=2))
+        parser.exit()
 
 
 def _microseconds(text: str) -> float:

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`vfio-user-bridge list`: the host's PCI devices."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from vfio_user_bridge.errors import DeviceError
+
+NAME = "list"
+SUMMARY = "show PCI devices, and which can be served"
+EPILOG = """\
+The column SERVE says what is missing, if anything, before serve takes a device:
+  yes           nothing
+  bind          a host driver has it, or none: bind it to vfio-pci
+  bind --group  so have others in its IOMMU group: bind all of them
+  group         its IOMMU group holds a bridge that the host needs
+  no IOMMU      the IOMMU is off or missing
+  bridge        bridges stay with the host
+"""
+
+
+def add_to(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("devices", metavar="BDF", nargs="*", help="only these PCI addresses")
+    parser.add_argument("--group", type=int, metavar="N", help="only those of IOMMU group N")
+    parser.add_argument("--json", action="store_true", help="all that is known, for programs")
+
+
+def run(options: argparse.Namespace) -> None:
+    import shutil
+
+    from vfio_user_bridge.inventory import as_json, as_table, entry
+    from vfio_user_bridge.kernel import pci
+    from vfio_user_bridge.kernel.inuse import uses
+    from vfio_user_bridge.pci_ids import PciIds
+
+    if options.devices:
+        devices = [pci.find(pci.parse_bdf(text)) for text in options.devices]
+    else:
+        devices = pci.all_devices()
+    if options.group is not None:
+        devices = [device for device in devices if device.iommu_group == options.group]
+        if not devices:
+            raise DeviceError(f"there is no such device in IOMMU group {options.group}")
+    names, used = PciIds.load(), uses()
+    entries = [entry(device, names, used.get(device.bdf, ())) for device in devices]
+    if options.json:
+        print(as_json(entries))
+    else:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(as_table(entries, width))
