@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Text and tables: with colours on a terminal, if rich is installed; aligned and plain elsewhere."""
+"""Text and tables: coloured on a terminal, if rich is installed; aligned and plain elsewhere."""
 
 from __future__ import annotations
 
