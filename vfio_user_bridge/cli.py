@@ -12,12 +12,14 @@ from typing import NoReturn
 from . import __version__
 from .commands import (
     PROGRAM,
+    add_commands,
     bind,
     complain,
     libvirt_xml,
     qemu_args,
     serve,
     status,
+    trace,
     unbind,
 )
 from .commands import list as list_
@@ -44,7 +46,7 @@ examples:
 """
 
 #: in the order of --help
-COMMANDS = (serve, list_, bind, unbind, status, qemu_args, libvirt_xml)
+COMMANDS = (serve, list_, bind, unbind, status, trace, qemu_args, libvirt_xml)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,26 +87,13 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """All that the program can be told. What is written about it is made from this too."""
-    raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(
         PROGRAM,
         description=DESCRIPTION,
         epilog=EXAMPLES,
-        formatter_class=raw,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        summary = command.SUMMARY
-        subparser = commands.add_parser(
-            command.NAME,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=getattr(command, "EPILOG", None),
-            formatter_class=raw,
-            allow_abbrev=False,
-        )
-        command.add_to(subparser)
-        subparser.set_defaults(run=command.run)
+    add_commands(parser, COMMANDS)
     return parser

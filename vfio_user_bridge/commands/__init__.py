@@ -6,7 +6,10 @@ All of them are read whenever the program starts, so what a command needs is imp
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Iterable
+from types import ModuleType
 
 PROGRAM = "vfio-user-bridge"
 
@@ -14,3 +17,22 @@ PROGRAM = "vfio-user-bridge"
 def complain(line: str) -> None:
     """Say on stderr what is wrong."""
     sys.stderr.write(f"{PROGRAM}: {line}\n")
+
+
+def add_commands(parser: argparse.ArgumentParser, commands: Iterable[ModuleType]) -> None:
+    """Let *parser* take one of *commands*, with what that can be told."""
+    raw = argparse.RawDescriptionHelpFormatter
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in commands:
+        summary = command.SUMMARY
+        subparser = subparsers.add_parser(
+            command.NAME,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=getattr(command, "EPILOG", None),
+            formatter_class=raw,
+            allow_abbrev=False,
+        )
+        command.add_to(subparser)
+        if hasattr(command, "run"):  # else it has commands of its own
+            subparser.set_defaults(run=command.run)

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""`vfio-user-bridge trace`: what can be done with a recording, a command each."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import add_commands, trace_show
+
+NAME = "trace"
+SUMMARY = "look into what serve --record recorded"
+
+COMMANDS = (trace_show,)
+
+
+def add_to(parser: argparse.ArgumentParser) -> None:
+    add_commands(parser, COMMANDS)
