@@ -6,8 +6,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import signal
 import socket
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +27,15 @@ from vfio_user_bridge.control import ask
 from vfio_user_bridge.errors import BridgeError
 
 from . import client as c
-from .descriptors import memory_files
+from .descriptors import eventfds, memory_files
 from .running_server import PATIENCE, RunningServer, server
-from .wire import dma_map
+from .wire import dma_map, message, region, set_irqs, u32
 
 Output = pytest.CaptureFixture[str]
+
+NONE, EVENTFD, TRIGGER = 1, 4, 32  # VFIO_IRQ_SET_*
+MSI = 1
+LIVENESS = 4  # edu's register: it reads as the inverse of what was written
 
 
 @pytest.fixture
@@ -70,9 +81,23 @@ def test_no_client(edu: RunningServer, control: Path) -> None:
     status = ask(control, "status")
     assert status["version"] == __version__
     assert status["pid"] == edu.process.pid
-    (device,) = status["devices"]
-    assert device["name"], device["socket"] == ("edu", str(edu.path))
-    assert (device["state"], device["client"], device["messages"]) == ("no client", "", {})
+    assert status["log_level"] == "info"
+    assert status["devices"] == [
+        {
+            "name": "edu",
+            "socket": str(edu.path),
+            "state": "no client",
+            "draining": False,
+            "client": None,
+            "clients": 0,
+            "maps": 0,
+            "mapped": 0,
+            "irqs": {},
+            "messages": {},
+            "refused": 0,
+            "last_error": None,
+        }
+    ]
     in_force = " ".join(status["confinement"]["in_force"])
     for what in ("no new privileges", "no core dumps", "Landlock", "seccomp"):
         assert what in in_force
@@ -80,34 +105,179 @@ def test_no_client(edu: RunningServer, control: Path) -> None:
 
 
 def test_a_client(edu: RunningServer, control: Path) -> None:
-    with edu.client() as client, memory_files(1, 3 * 4096) as files:
+    before = time.time()
+    with edu.client() as client, memory_files(1, 3 * 4096) as files, eventfds(1) as bells:
         client.ask(c.DMA_MAP, dma_map(0, 4096), files)
         client.ask(c.DMA_MAP, dma_map(8192, 8192), files)
         assert client.refused(c.DMA_MAP, dma_map(0, 4096), files)
+        client.ask(c.SET_IRQS, set_irqs(EVENTFD | TRIGGER, MSI, 0, 1), bells)
         (device,) = ask(control, "status")["devices"]
-    assert (device["state"], device["client"]) == (
-        "serving",
-        f"pid {os.getpid()}, uid {os.getuid()}",
-    )
+        client.ask(c.SET_IRQS, set_irqs(NONE | TRIGGER, MSI, 0, 0))
+        assert ask(control, "status")["devices"][0]["irqs"] == {}
+    after = time.time()
+    assert device["state"] == "serving"
+    assert (device["client"]["pid"], device["client"]["uid"]) == (os.getpid(), os.getuid())
+    assert before - 1 <= device["client"]["since"] <= after
+    assert 0 <= device["client"]["connected"] <= after - before + 1
     assert (device["maps"], device["mapped"], device["refused"]) == (2, 3 * 4096, 1)
-    assert device["messages"] == {"VERSION": 1, "DMA_MAP": 3}
-    assert 0 <= device["connected"] < PATIENCE
+    assert device["irqs"] == {"MSI": 1}
+    counts = {command: figures["count"] for command, figures in device["messages"].items()}
+    assert counts == {"VERSION": 1, "DMA_MAP": 3, "DEVICE_SET_IRQS": 1}
+    for figures in device["messages"].values():
+        assert 0 < figures["p50"] <= figures["p90"] <= figures["p99"] <= figures["max"]
+        assert figures["max"] <= 1e6 * (after - before) * 9 / 8
+    error = device["last_error"]
+    assert before - 1 <= error["time"] <= after
+    assert error["text"] == "refused DMA_MAP: 0x1000 bytes at 0x0 are mapped already"
+
+
+def test_what_is_left_of_a_client(edu: RunningServer, control: Path) -> None:
+    with edu.client() as client:
+        client.socket.sendall(message(c.RESET, bytes(1 << 21))[:64])
+        client.wait_until_hung_up()
+    device = wait_for_state(control, "no client")
+    assert (device["client"], device["messages"], device["refused"]) == (None, {}, 0)
+    assert device["clients"] == 1
+    assert device["last_error"]["text"].startswith("put out: a message of 2097168 bytes; ")
+
+
+def wait_for_state(control: Path, state: str) -> dict[str, Any]:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        device: dict[str, Any] = ask(control, "status")["devices"][0]
+        if device["state"] == state:
+            return device
+        time.sleep(0.01)
+    raise AssertionError(f"not {state}: {device}")
 
 
 def test_the_command(edu: RunningServer, control: Path, capsys: Output) -> None:
-    with edu.client():
+    with edu.client() as client, memory_files(1, 4096) as files:
+        client.ask(c.DMA_MAP, dma_map(0, 4096), files)
         assert main(["status", "--control", str(control)]) == 0
         text = capsys.readouterr().out
         assert main(["status", "--control", str(control), "--json"]) == 0
     for line in (
-        f"edu: serving, on {edu.path}\n",
-        f"  client:   pid {os.getpid()}, uid {os.getuid()}, for ",
-        "  maps:     0, 0 bytes\n",
-        "  messages: VERSION 1\n",
-        "  confined: no core dumps\n",
+        f"vfio-user-bridge {__version__}, pid {edu.process.pid}\n",
+        "edu: serving\n",
+        f"  socket:     {edu.path}\n",
+        f"  client:     pid {os.getpid()}, uid {os.getuid()}\n",
+        "  DMA maps:   1, 4,096 bytes\n",
+        "  interrupts: none\n",
+        "  refused:    0\n",
+        "  clients:    1 since the start\n",
     ):
         assert line in text
+    assert re.search(r"^  MESSAGES +COUNT +p50 µs +p90 µs +p99 µs +max µs$", text, re.MULTILINE)
+    assert re.search(r"^  DMA_MAP +1( +[0-9,]+\.[0-9]){4}$", text, re.MULTILINE)
     assert json.loads(capsys.readouterr().out)["devices"][0]["name"] == "edu"
+
+
+@pytest.mark.usefixtures("edu")
+def test_watching(control: Path) -> None:
+    """In a pipe it is one status after the other."""
+    command = [sys.executable, "-m", "vfio_user_bridge", "status", "--watch", "--control"]
+    with subprocess.Popen([*command, str(control)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        seen = [line for line, _ in zip(process.stdout, range(20), strict=False)]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+    assert seen.count("edu: no client\n") >= 2
+
+
+# ---- What can be done ---------------------------------------------------------------------------
+
+
+def tell(control: Path, *words: str) -> int:
+    return main(["control", *words, "--control", str(control)])
+
+
+def test_resetting_under_a_client(edu: RunningServer, control: Path) -> None:
+    with edu.client() as client:
+        client.ask(c.REGION_WRITE, region(LIVENESS, 0, b"abcd"))
+        assert tell(control, "reset") == 0
+        assert client.ask(c.REGION_READ, region(LIVENESS, 0, 4)) == region(LIVENESS, 0, bytes(4))
+    assert "edu: reset by the operator" in edu.log()
+
+
+@pytest.mark.usefixtures("edu")
+def test_resetting_without_a_client(control: Path) -> None:
+    assert tell(control, "reset", "edu") == 0
+
+
+def test_a_reset_is_between_two_messages(edu: RunningServer, control: Path) -> None:
+    """Whatever the moment, a client finds the register whole: its own value, or the reset's."""
+    with edu.client() as client:
+        done = threading.Event()
+
+        def reset() -> None:
+            while not done.is_set():
+                ask(control, "reset")
+
+        with ThreadPoolExecutor() as pool:
+            resetting = pool.submit(reset)
+            try:
+                for _ in range(300):
+                    client.ask(c.REGION_WRITE, region(LIVENESS, 0, bytes(4)))
+                    seen = client.ask(c.REGION_READ, region(LIVENESS, 0, 4))[-4:]
+                    assert seen in (bytes(4), b"\xff" * 4)
+            finally:
+                done.set()
+            resetting.result(PATIENCE)
+
+
+def test_disconnecting(edu: RunningServer, control: Path, capsys: Output) -> None:
+    with edu.client() as client:
+        assert tell(control, "disconnect") == 0
+        client.wait_until_hung_up()
+    wait_for_state(control, "no client")
+    with edu.client():
+        pass  # the next is welcome
+    wait_for_state(control, "no client")
+    assert tell(control, "disconnect") == 1
+    assert capsys.readouterr().err.endswith(" says: edu has no client\n")
+
+
+def test_draining(edu: RunningServer, control: Path) -> None:
+    with edu.client() as client:
+        assert tell(control, "drain") == 0
+        client.ask(c.GET_INFO, u32(16, 0, 0, 0))  # who is there stays
+        (device,) = ask(control, "status")["devices"]
+        assert (device["state"], device["draining"]) == ("serving", True)
+    wait_for_state(control, "no client")
+    with contextlib.closing(edu.connect()) as refused:
+        refused.wait_until_hung_up()
+    assert "refused pid" in edu.log()
+    assert "the operator lets no client in" in edu.log()
+    assert tell(control, "admit", "edu") == 0
+    with edu.client():
+        pass
+
+
+def test_the_level_of_the_log(edu: RunningServer, control: Path) -> None:
+    assert tell(control, "log-level", "error") == 0
+    assert ask(control, "status")["log_level"] == "error"
+    assert tell(control, "drain") == 0
+    assert "refused" not in edu.log()
+    assert tell(control, "log-level", "all") == 2
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer"),
+    [
+        (("reset", "eduard"), "no device 'eduard' is served here; there are: edu"),
+        (("reset", 7), "a device has a name, not 7"),
+        (("drain", []), "a device has a name, not []"),
+        (("log-level", "all"), "no log level 'all'; there are: debug, info, warning, error"),
+        (("log-level", ["info"]), "no log level ['info']; there are: debug, info, warning, error"),
+    ],
+)
+def test_what_is_refused(
+    edu: RunningServer, control: Path, request_: tuple[str, object], answer: str
+) -> None:
+    with pytest.raises(BridgeError, match=re.escape(f"says: {answer}")):
+        ask(control, *request_)
+    assert "Traceback" not in edu.log()
 
 
 def test_requests_in_one_piece_or_in_many_are_answered_in_order(
@@ -117,7 +287,8 @@ def test_requests_in_one_piece_or_in_many_are_answered_in_order(
     for pieces in ([both], [both[:1], both[1:]], [bytes([byte]) for byte in both]):
         first, second = converse(control, *pieces)
         assert (first[:3], first[3]["pid"]) == ([1, 7, None], edu.process.pid)
-        assert second == [1, 8, "there is no method 'no such'; there are: status", None]
+        assert second[:2] == [1, 8]
+        assert second[2].startswith("there is no method 'no such'; there are: status, reset, ")
 
 
 def test_wrong_parameters(control: Path, edu: RunningServer) -> None:

@@ -15,6 +15,7 @@ from .commands import (
     add_commands,
     bind,
     complain,
+    control,
     libvirt_xml,
     qemu_args,
     serve,
@@ -46,7 +47,7 @@ examples:
 """
 
 #: in the order of --help
-COMMANDS = (serve, list_, bind, unbind, status, trace, qemu_args, libvirt_xml)
+COMMANDS = (serve, list_, bind, unbind, status, control, trace, qemu_args, libvirt_xml)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,6 +23,8 @@ import os
 import select
 import socket
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,9 +64,14 @@ class LibrarySession(Session):
     """Serves *device* to the client on *connection*, through the library, until it goes."""
 
     def __init__(
-        self, connection: Connection, device: Device, peer: str, limits: Limits = DEFAULTS
+        self,
+        connection: Connection,
+        device: Device,
+        peer: str,
+        limits: Limits = DEFAULTS,
+        turn: threading.Lock | None = None,
     ) -> None:
-        super().__init__(connection, device, peer, limits)
+        super().__init__(connection, device, peer, limits, turn)
         self._requests: Requests  # once there is a state
         self._context: Context | None = None
         self._relay = Relay(self._trigger)
@@ -115,6 +122,7 @@ class LibrarySession(Session):
         connection.reads_ahead = False  # what follows is the library's to read
         connection.hurry(True)
         version = connection.receive()
+        begun = time.perf_counter_ns()
         version.close_fds()
         with tempfile.TemporaryDirectory(prefix="vfio-user-bridge-") as folder:
             path = Path(folder) / "library"
@@ -137,9 +145,9 @@ class LibrarySession(Session):
         # Still, or again: the library may wait for the rest of a message, but not forever.
         connection.hurry(True)
         connection.max_size = HEADER.size + PAYLOAD_OVERHEAD + DEFAULT_DATA_XFER_SIZE
-        state = State(Capabilities(max_dma_maps=self._device.max_dma_maps))
-        state.messages[Command.VERSION] = 1
-        return state
+        self._count(Command.VERSION, begun)
+        capabilities = Capabilities(max_dma_maps=self._device.max_dma_maps)
+        return State(capabilities, counters=self.counters)
 
     def _attach(self, context: Context) -> OSError | None:
         """Let the library accept the stand-in, and replace that by the client if it does."""
@@ -158,10 +166,11 @@ class LibrarySession(Session):
         poll.register(relay, select.POLLIN)
         while True:
             for fd, _ in poll.poll():
-                if fd == relay:
-                    self._relay.pass_on()
-                else:
-                    self._answer(state)
+                with self._turn:
+                    if fd == relay:
+                        self._relay.pass_on()
+                    else:
+                        self._answer(state)
 
     def _answer(self, state: State) -> None:
         """Have the library answer the message that waits."""
@@ -171,11 +180,18 @@ class LibrarySession(Session):
             raise PeerGoneError(error.strerror) from None
         if len(head) < HEADER.size:
             raise PeerGoneError("it hung up" + (" in mid-message" if head else ""))
+        command = HEADER.unpack_from(head)[1]
+        begun = time.perf_counter_ns()
+        try:
+            self._answer_command(state, head)
+        finally:
+            if command in self._requests.handlers:
+                self._count(command, begun)
+
+    def _answer_command(self, state: State, head: bytes) -> None:
         _id, command, size, flags, _error = HEADER.unpack_from(head)
-        if command in state.messages:
-            state.messages[command] += 1
         if command == Command.REGION_WRITE and size > _LARGE:
-            self._answer_ourselves(state)
+            self._answer_ourselves()
             return
         prepare = self._preparations.get(command)
         if not prepare or size < _LEAST or flags & TYPE_MASK != TYPE_COMMAND:
@@ -185,14 +201,14 @@ class LibrarySession(Session):
         try:
             undo = prepare(state, message)
         except OSError as error:
-            self._answer_ourselves(state, error)
+            self._answer_ourselves(error)
         else:
             self._run(command)
             undo()
         finally:
             message.close_fds()
 
-    def _answer_ourselves(self, state: State, refusal: OSError | None = None) -> None:
+    def _answer_ourselves(self, refusal: OSError | None = None) -> None:
         """Take the message away from the library, and do what it says unless there is a refusal."""
         message = self._connection.receive()
         try:
@@ -200,8 +216,7 @@ class LibrarySession(Session):
                 raise refusal
             self._send(message, self._requests.handlers[message.command](message))
         except OSError as error:
-            state.refused += 1
-            self._send_error(message, error)
+            self._refuse(message, error)
         finally:
             message.close_fds()
 

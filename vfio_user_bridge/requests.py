@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from . import dma
+from .counters import Counters
 from .device import Device, PciIrq, RegionFlags
 from .messages import (
     DMA_UNMAP_FLAG_ALL,
@@ -43,6 +44,7 @@ RAM_SIZE = 1 << 20
 
 _DATA = IrqSetFlags.DATA_NONE | IrqSetFlags.DATA_BOOL | IrqSetFlags.DATA_EVENTFD
 _ACTION = IrqSetFlags.ACTION_MASK | IrqSetFlags.ACTION_UNMASK | IrqSetFlags.ACTION_TRIGGER
+_SIGNAL = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
 
 Handler = Callable[[Message], bytes]
 
@@ -55,9 +57,19 @@ class State:
     maps: dma.DmaTable = field(default_factory=dma.DmaTable)
     shared_memory: bool = False  # some map came with a file
     warned_of_private_ram: bool = False
-    messages: dict[int, int] = field(default_factory=lambda: dict.fromkeys(Command, 0))
-    refused: int = 0
+    counters: Counters = field(default_factory=Counters)
+    #: by interrupt type: bit n is set while vector n has an eventfd
+    vectors: dict[int, int] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
+
+    def note_irqs(self, request: IrqSet, eventfds: int) -> None:
+        """*request* was granted, and so many eventfds came with it."""
+        if request.flags == _SIGNAL:
+            bits = (1 << request.count) - 1 << request.start
+            before = self.vectors.get(request.index, 0)
+            self.vectors[request.index] = before | bits if eventfds else before & ~bits
+        elif not request.count:
+            self.vectors[request.index] = 0
 
 
 class Requests:
@@ -247,6 +259,7 @@ class Requests:
         if eventfds and (data != IrqSetFlags.DATA_EVENTFD or eventfds != count):
             raise refuse(errno.EINVAL, f"{eventfds} eventfds for {count} interrupts")
         self._device.set_irqs(request, message.fds)
+        self._state.note_irqs(request, eventfds)
         return b""
 
     def _device_reset(self, _message: Message) -> bytes:

@@ -15,18 +15,16 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import __version__
 from .activation import passed
 from .confinement import Confinement, User, confine, find_user
 from .device import Device
 from .errors import UsageError
 from .limits import Limits, parse
 from .listener import listen
+from .log import set_up as set_up_log
 from .notify import Manager
 from .peers import allowed
 from .server import Server
@@ -47,10 +45,7 @@ def serve(options: Namespace) -> None:
 
     :raise BridgeError: a device or socket can't be had; what was opened is closed again
     """
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s"
-    )
-    logging.raiseExceptions = False  # a log that can't be written, on a full disk, is no defect
+    set_up_log(options.log_level)
     limits = parse(options.limit)
     names = [device_name(text) for text in options.devices]
     for name in names:
@@ -109,7 +104,9 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
             files.append(options.control)
         confinement = _confine(options, user, files)
         if control:
-            control.start({"status": partial(_status, server, confinement)})
+            from .methods import methods
+
+            control.start(methods(server, confinement))
 
         def announce() -> None:
             sys.stdout.write("".join(ready))
@@ -125,16 +122,6 @@ def _control(path: Path) -> Control:
     from .control import Control
 
     return Control(listen(path, 0o600))
-
-
-def _status(server: Server, confinement: Confinement) -> dict[str, object]:
-    """The control socket's method of that name."""
-    return {
-        "version": __version__,
-        "pid": os.getpid(),
-        "confinement": asdict(confinement),
-        "devices": [asdict(status) for status in server.status()],
-    }
 
 
 def _confine(options: Namespace, user: User | None, sockets: Sequence[Path]) -> Confinement:

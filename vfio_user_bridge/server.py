@@ -17,15 +17,16 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from queue import SimpleQueue
 
 from .device import Device
+from .errors import BridgeError
 from .limits import DEFAULTS, Limits
 from .listener import Listener
 from .notify import Manager
 from .peers import Allowed, peer
+from .port import Port
 from .session import Session
-from .status import DeviceStatus, of_client
+from .status import DeviceStatus
 from .transport import Connection
 
 log = logging.getLogger(__name__)
@@ -37,38 +38,6 @@ _PATIENCE = 60.0
 _PAUSE = 0.1
 #: how soon it looks whether a device is at rest, should no bell tell; in seconds
 _GLANCE = 1.0
-
-
-class _Port:
-    """A device and the socket on which it is offered."""
-
-    def __init__(self, device: Device, listener: Listener) -> None:
-        self.device = device
-        self.listener = listener
-        self.client: Connection | None = None
-        self.peer = ""  # who that is
-        self.session: Session | None = None  # and what is said
-        #: conversations to be held; None ends the thread
-        self.sessions: SimpleQueue[Session | None] = SimpleQueue()
-        self.thread: threading.Thread | None = None
-        self.over = threading.Event()  # the latest conversation is
-        self.over.set()
-        self.door_shut = False
-        #: when the client must let go, since the host wants the device back (time.monotonic)
-        self.deadline: float | None = None
-
-    @property
-    def busy(self) -> bool:
-        return not self.over.is_set()
-
-    def status(self) -> DeviceStatus:
-        name, address = self.device.name, self.listener.address
-        if not self.busy or self.client is None or self.session is None:
-            wanted = self.deadline is not None
-            return DeviceStatus(name, address, "wanted by the host" if wanted else "no client")
-        state = "coming to rest" if self.client.hung_up() else "serving"
-        known = of_client(self.session.state) if self.session.state else {}
-        return DeviceStatus(name, address, state, self.peer, **known)
 
 
 class Server:
@@ -98,7 +67,7 @@ class Server:
         self._looks = patience
         self._session = session
         self._manager = manager or Manager({})
-        self._ports: list[_Port] = []
+        self._ports: list[Port] = []
         self._selector = selectors.PollSelector()  # to register with epoll takes memory
         self._bell, self._ringer = socket.socketpair()
         self._ringer.setblocking(False)
@@ -106,7 +75,7 @@ class Server:
 
     def add(self, device: Device, listener: Listener) -> None:
         """Offer *device* on *listener*; both are the server's to close from now on."""
-        self._ports.append(_Port(device, listener))
+        self._ports.append(Port(device, listener))
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT, or until the host has taken the last device back.
@@ -153,6 +122,18 @@ class Server:
         """Of each device; any thread may ask."""
         return [port.status() for port in list(self._ports)]
 
+    def ports(self, name: str = "") -> list[Port]:
+        """That of the device *name*; without one, all. Any thread may ask.
+
+        :raise BridgeError: there is no such device
+        """
+        ports = list(self._ports)
+        chosen = [port for port in ports if name in (port.device.name, "")]
+        if not chosen:
+            known = ", ".join(port.device.name for port in ports) or "none, they were given back"
+            raise BridgeError(f"no device {name!r} is served here; there are: {known}")
+        return chosen
+
     def _summary(self) -> str:
         """Which devices have a client, for `systemctl status`."""
         return "; ".join(
@@ -174,7 +155,7 @@ class Server:
         self._ringer.close()
 
     @staticmethod
-    def _close_device(port: _Port) -> None:
+    def _close_device(port: Port) -> None:
         if port.thread:
             port.sessions.put(None)
             port.thread.join(_PATIENCE)
@@ -183,7 +164,7 @@ class Server:
                 return
         port.device.close()
 
-    def _start(self, port: _Port) -> None:
+    def _start(self, port: Port) -> None:
         port.thread = threading.Thread(
             target=self._converse,
             args=(port,),
@@ -200,16 +181,16 @@ class Server:
         for number in self._bell.recv(64):
             self._stopped_by = self._stopped_by or number
 
-    def _open_door(self, port: _Port) -> None:
+    def _open_door(self, port: Port) -> None:
         port.door_shut = False
         self._register(port.listener.socket, partial(self._accept, port))
 
-    def _shut_door(self, port: _Port) -> None:
+    def _shut_door(self, port: Port) -> None:
         if not port.door_shut:
             port.door_shut = True
             self._selector.unregister(port.listener.socket)
 
-    def _accept(self, port: _Port) -> None:
+    def _accept(self, port: Port) -> None:
         if port.busy and port.deadline is None and port.client and port.client.hung_up():
             # The device is still being put back. Who comes meanwhile waits outside: the socket's
             # backlog is bounded, and costs us neither thread nor descriptor.
@@ -229,13 +210,15 @@ class Server:
             sock.close()
             raise
 
-    def _admit(self, port: _Port, sock: socket.socket) -> None:
+    def _admit(self, port: Port, sock: socket.socket) -> None:
         who = peer(sock)
         refusal = None
         if not self._allowed.admits(who):
             refusal = "neither its user nor a group of it is allowed"
         elif port.deadline is not None:
             refusal = "the host wants the device back"
+        elif port.draining:
+            refusal = "the operator lets no client in"
         elif port.busy:
             refusal = "it has a client already"
         if refusal:
@@ -244,12 +227,10 @@ class Server:
             return
         looks = 0.0 if who.shares_one_cpu() else self._looks
         client = Connection(sock, self._limits, looks)
-        session = self._session(client, port.device, str(who), self._limits)
-        port.client, port.session, port.peer = client, session, str(who)
-        port.over.clear()
-        port.sessions.put(session)
+        session = self._session(client, port.device, str(who), self._limits, port.turn)
+        port.admit(client, who, session)
 
-    def _converse(self, port: _Port) -> None:
+    def _converse(self, port: Port) -> None:
         """Hold one conversation after another: the device's thread."""
         for session in iter(port.sessions.get, None):
             try:
@@ -263,7 +244,7 @@ class Server:
 
     # ---- When the host wants a device back --------------------------------------------------
 
-    def _give_notice(self, port: _Port) -> None:
+    def _give_notice(self, port: Port) -> None:
         """Tell the client, as often as the kernel tells us; it has the grace period to go."""
         if port.deadline is None:
             port.deadline = time.monotonic() + self._limits.grace

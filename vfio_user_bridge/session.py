@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import threading
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 
+from .counters import SHORTEST, Counters, bucket
 from .device import Device
 from .errors import DeviceError
 from .limits import DEFAULTS, Limits
@@ -41,12 +43,20 @@ class Session:
     """Serves *device* to the client on *connection* until it goes.
 
     :param peer: who it is, for the log
+    :param turn: held while the device is at work for a client: a device has one thread at a time
     """
 
     def __init__(
-        self, connection: Connection, device: Device, peer: str, limits: Limits = DEFAULTS
+        self,
+        connection: Connection,
+        device: Device,
+        peer: str,
+        limits: Limits = DEFAULTS,
+        turn: threading.Lock | None = None,
     ) -> None:
         self.state: State | None = None  # until VERSION
+        self.counters = Counters()
+        self._turn = turn or threading.Lock()
         self._connection = connection
         self._device = device
         self._peer = peer
@@ -56,7 +66,8 @@ class Session:
         """Serve, then put the device back: with a reset, if *reset*."""
         why = "after an error of the bridge's own"
         try:
-            self._device.prepare()
+            with self._turn:
+                self._device.prepare()
             self.state = self._negotiate()
             log.info("%s: serving %s", self._device.name, self._peer)
             self._serve(self.state)
@@ -64,13 +75,16 @@ class Session:
             why = str(error)
         except ProtocolError as error:
             why = f"put out: {error}"
+            self.counters.blame(why)
             with suppress(PeerGoneError):
                 self._connection.flush()  # what made sense is answered
         except (OSError, MemoryError, DeviceError) as error:
             why = f"put out: the host fails us: {str(error) or 'no memory'}"
+            self.counters.blame(why)
             log.error("%s: %s", self._device.name, why)
         finally:
-            self._clean_up(reset=reset)
+            with self._turn:
+                self._clean_up(reset=reset)
             self._report(why)
 
     def _negotiate(self) -> State:
@@ -78,6 +92,7 @@ class Session:
         connection, device, limits = self._connection, self._device, self._limits
         connection.hurry(True)
         message = connection.receive()
+        begun = time.perf_counter_ns()
         try:
             if message.command != Command.VERSION or message.flags & TYPE_MASK != TYPE_COMMAND:
                 raise refuse(errno.EINVAL, "its first message isn't VERSION")
@@ -85,7 +100,7 @@ class Session:
             if proposal.major != MAJOR:
                 raise refuse(errno.EINVAL, f"it speaks version {proposal.major}, not {MAJOR}")
         except OSError as error:
-            self._send_error(message, error)
+            self._refuse(message, error)
             raise ProtocolError(error.strerror) from None
         finally:
             message.close_fds()
@@ -101,32 +116,44 @@ class Session:
         connection.hurry(False)
         connection.max_size = HEADER.size + PAYLOAD_OVERHEAD + ours.max_data_xfer_size
         # What the client can take is its own word; all else is as we answered.
-        state = State(replace(ours, max_msg_fds=theirs.max_msg_fds))
-        state.messages[Command.VERSION] = 1
-        return state
+        self._count(Command.VERSION, begun)
+        return State(replace(ours, max_msg_fds=theirs.max_msg_fds), counters=self.counters)
+
+    def _count(self, command: int, begun: int) -> None:
+        """One more message that took until now; `_serve` has it in line."""
+        duration = time.perf_counter_ns() - begun | SHORTEST
+        self.counters.rows[command][bucket(duration)] += 1
 
     def _serve(self, state: State) -> None:
-        connection = self._connection
-        receive, send = connection.receive, self._send
-        handlers, counts = Requests(self._device, state).handlers, state.messages
+        connection, turn = self._connection, self._turn
+        receive, send, clock = connection.receive, self._send, time.perf_counter_ns
+        take_turn, end_turn = turn.acquire, turn.release
+        handlers, rows = Requests(self._device, state).handlers, self.counters.rows
         while True:
             message = receive()
+            begun = clock()
+            take_turn()
             try:
                 if message.flags & TYPE_MASK != TYPE_COMMAND:
                     raise ProtocolError("it replied, but nobody had asked")
-                handler = handlers.get(message.command)
+                command = message.command
+                handler = handlers.get(command)
                 if handler is None:
-                    raise refuse(errno.EINVAL, "there is no such command")
-                counts[message.command] += 1
-                if message.command not in _QUICK:
+                    self._refuse(message, refuse(errno.EINVAL, "there is no such command"))
+                    continue
+                if command not in _QUICK:
                     connection.flush()
-                reply = handler(message)
-            except OSError as error:
-                state.refused += 1
-                self._send_error(message, error)
-            else:
-                send(message, reply)
+                try:
+                    reply = handler(message)
+                except OSError as error:
+                    self._refuse(message, error)
+                else:
+                    send(message, reply)
+                took = clock() - begun | SHORTEST
+                bits = took.bit_length()
+                rows[command][(bits << 3) + (took >> bits - 4)] += 1  # counters.bucket
             finally:
+                end_turn()
                 if message.fds:
                     message.close_fds()
 
@@ -136,9 +163,10 @@ class Session:
             head = HEADER.pack(message.id, message.command, size, TYPE_REPLY, 0)
             self._connection.send(head + reply, message.reply_fds)
 
-    def _send_error(self, message: Message, error: OSError) -> None:
+    def _refuse(self, message: Message, error: OSError) -> None:
         name, what = self._device.name, command_name(message.command)
         log.info("%s: refused %s of %s: %s", name, what, self._peer, error.strerror or error)
+        self.counters.refuse(f"refused {what}: {error.strerror or error}")
         if not message.flags & FLAG_NO_REPLY:
             # Fewer vectors than wanted travel as a negative errno: see irqs.py.
             flags, code = TYPE_REPLY | FLAG_ERROR, (error.errno or errno.EIO) & 0xFFFF_FFFF
@@ -165,14 +193,14 @@ class Session:
         if not self.state:
             log.info("%s: %s came and went: %s", self._device.name, self._peer, why)
             return
-        counts = sorted(self.state.messages.items(), key=lambda item: -item[1])
+        counts = self.counters.messages()
         log.info(
             "%s: client gone after %.1f s: %d messages (%s), %d refused; %s",
             self._device.name,
             time.monotonic() - self.state.since,
-            sum(self.state.messages.values()),
-            ", ".join(f"{command_name(command)} {count}" for command, count in counts if count),
-            self.state.refused,
+            sum(counts.values()),
+            ", ".join(f"{command_name(command)} {count}" for command, count in counts.items()),
+            self.counters.refused,
             why,
         )
 

@@ -1,63 +1,112 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What a running bridge says of itself: `vfio-user-bridge status`."""
+"""What a running bridge says of itself: values, and what the control socket makes of them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .counters import Counters, Trouble, percentile
+from .device import PciIrq
+from .peers import Peer
 from .protocol import Command
 from .requests import State
+
+#: which percentiles of how long messages took are told
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class ClientStatus:
+    """Who has a device, since when (seconds since the epoch), and for how long (seconds)."""
+
+    pid: int
+    uid: int
+    since: float
+    connected: float
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
-    """A device and its client; sizes are in bytes, times in seconds."""
+    """A device and its client."""
 
     name: str
     socket: str
     state: str  # "no client", "serving", "coming to rest", or "wanted by the host"
-    client: str = ""
-    connected: float = 0.0
+    draining: bool
+    client: ClientStatus | None
+    maps: int
+    mapped: int  # bytes
+    #: how many vectors have an eventfd, by interrupt type
+    irqs: Mapping[str, int]
+    #: this client's
+    counters: Counters
+    #: all clients' since the start, this one among them
+    totals: Counters
+    #: how many there were
+    clients: int
+
+    @property
+    def last_error(self) -> Trouble | None:
+        return self.totals.trouble
+
+    def as_data(self) -> dict[str, Any]:
+        """For MessagePack and JSON; times in seconds, but those of messages in microseconds."""
+        return {
+            "name": self.name,
+            "socket": self.socket,
+            "state": self.state,
+            "draining": self.draining,
+            "client": asdict(self.client) if self.client else None,
+            "clients": self.clients,
+            "maps": self.maps,
+            "mapped": self.mapped,
+            "irqs": dict(self.irqs),
+            "messages": messages(self.counters),
+            "refused": self.counters.refused,
+            "last_error": asdict(self.last_error) if self.last_error else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a client's session knows, for `DeviceStatus`."""
+
     maps: int = 0
     mapped: int = 0
-    messages: Mapping[str, int] = field(default_factory=dict)
-    refused: int = 0
+    irqs: Mapping[str, int] = field(default_factory=dict)
 
 
-def of_client(state: State) -> dict[str, Any]:
-    """What is known of a client, for `DeviceStatus`. Its thread goes on meanwhile."""
+def known(state: State | None) -> Known:
+    """Its thread goes on meanwhile."""
+    if state is None:
+        return Known()
     maps = list(state.maps)
-    counts = dict(state.messages)
-    return {
-        "connected": round(time.monotonic() - state.since, 1),
-        "maps": len(maps),
-        "mapped": sum(entry.size for entry in maps),
-        "messages": {Command(command).name: count for command, count in counts.items() if count},
-        "refused": state.refused,
-    }
+    vectors = {index: bits.bit_count() for index, bits in sorted(state.vectors.items())}
+    irqs = {irq_name(index): count for index, count in vectors.items() if count}
+    return Known(len(maps), sum(entry.size for entry in maps), irqs)
 
 
-def as_text(status: Mapping[str, Any]) -> str:
-    """The answer of the control socket's method `status`, for people."""
-    lines = [f"vfio-user-bridge {status['version']}, pid {status['pid']}"]
-    confinement = status["confinement"]
-    lines += [f"  confined: {what}" for what in confinement["in_force"]]
-    lines += [f"  lacking:  {what}" for what in confinement["lacking"]]
-    for device in status["devices"]:
-        lines.append(f"{device['name']}: {device['state']}, on {device['socket']}")
-        if device["client"]:
-            lines += [f"  {line}" for line in _client(device)]
-    return "\n".join(lines)
+def irq_name(index: int) -> str:
+    try:
+        return PciIrq(index).name
+    except ValueError:
+        return f"type {index}"
 
 
-def _client(device: Mapping[str, Any]) -> Sequence[str]:
-    counts = sorted(device["messages"].items(), key=lambda item: -item[1])
-    return (
-        f"client:   {device['client']}, for {device['connected']:.0f} s",
-        f"maps:     {device['maps']}, {device['mapped']:,} bytes",
-        f"messages: {', '.join(f'{name} {count}' for name, count in counts)}",
-        f"refused:  {device['refused']}",
-    )
+def client_status(who: Peer, since: float) -> ClientStatus:
+    """:param since: time.monotonic() then"""
+    connected = time.monotonic() - since
+    return ClientStatus(who.pid, who.uid, time.time() - connected, round(connected, 1))
+
+
+def messages(counters: Counters) -> dict[str, dict[str, float]]:
+    """By command: how many, and percentiles of how long they took, in microseconds."""
+    found = {}
+    for command, count in counters.messages().items():
+        row = counters.rows[command]
+        times = {name: percentile(row, share) * 1e6 for name, share in PERCENTILES.items()}
+        found[Command(command).name] = {"count": count, **times}
+    return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Collection, Iterable, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +59,21 @@ def show(parts: Iterable[Part]) -> None:
         return
     for part in parts:
         console.print(rendered(part), soft_wrap=not isinstance(part, Table))
+
+
+def watch(look: Callable[[], Sequence[Part]], interval: float) -> None:
+    """Show what *look* gives every *interval* seconds, in place on a terminal, until Ctrl-C."""
+    console = _console()
+    if console is None:
+        while True:
+            show(look())
+            sys.stdout.flush()
+            time.sleep(interval)
+    live, group = (importlib.import_module(f"rich.{name}") for name in ("live", "console"))
+    with live.Live(console=console, auto_refresh=False, screen=True) as screen:
+        while True:
+            screen.update(group.Group(*map(rendered, look())), refresh=True)
+            time.sleep(interval)
 
 
 def rendered(part: Part) -> Any:

@@ -97,7 +97,7 @@ class Client:
                 dealt_with.append(request)
                 state = self._session.state
                 assert state
-                refused, refusals = state.refused > refusals, state.refused
+                refused, refusals = state.counters.refused > refusals, state.counters.refused
                 self._check_reply(sock, request, refused=refused)
                 before = now
                 now = device_state(self._edu), list(state.maps), next_descriptor()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
-from types import ModuleType
+from typing import Protocol
 
 PROGRAM = "vfio-user-bridge"
 
@@ -19,7 +19,16 @@ def complain(line: str) -> None:
     sys.stderr.write(f"{PROGRAM}: {line}\n")
 
 
-def add_commands(parser: argparse.ArgumentParser, commands: Iterable[ModuleType]) -> None:
+class Command(Protocol):
+    """What such a file has, and `run`, or else commands of its own."""
+
+    NAME: str
+    SUMMARY: str
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None: ...
+
+
+def add_commands(parser: argparse.ArgumentParser, commands: Iterable[Command]) -> None:
     """Let *parser* take one of *commands*, with what that can be told."""
     raw = argparse.RawDescriptionHelpFormatter
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -34,5 +43,5 @@ def add_commands(parser: argparse.ArgumentParser, commands: Iterable[ModuleType]
             allow_abbrev=False,
         )
         command.add_to(subparser)
-        if hasattr(command, "run"):  # else it has commands of its own
-            subparser.set_defaults(run=command.run)
+        if run := getattr(command, "run", None):
+            subparser.set_defaults(run=run)

@@ -7,7 +7,7 @@ import argparse
 import math
 from pathlib import Path
 
-from vfio_user_bridge import limits
+from vfio_user_bridge import limits, log
 
 NAME = "serve"
 SUMMARY = "offer devices on sockets, until told to stop"
@@ -109,7 +109,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         "--control",
         metavar="PATH",
         type=Path,
-        help="a socket for `status`, to be made for the user of this process alone",
+        help="a socket for `status` and `control`, for the user of this process alone",
     )
     parser.add_argument(
         "--limit",
@@ -128,7 +128,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--log-level",
-        choices=("debug", "info", "warning", "error"),
+        choices=log.LEVELS,
         default="info",
         help="how much goes to stderr (default: info)",
     )

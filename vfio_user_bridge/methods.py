@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the operator can ask of a running bridge: the methods of the control socket.
+
+Each takes MessagePack values and gives one; a wrong one raises BridgeError, whose text is the
+answer. *device* is a device's name; an empty one means the only device there is, or all of them
+where that makes sense.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+
+from . import __version__, log
+from .confinement import Confinement
+from .control import Methods
+from .errors import BridgeError
+from .port import Port
+from .server import Server
+
+
+def methods(server: Server, confinement: Confinement) -> Methods:
+    """By name."""
+
+    def one(device: object) -> Port:
+        ports = _ports(device)
+        if len(ports) > 1:
+            names = ", ".join(port.device.name for port in ports)
+            raise BridgeError(f"say which device; there are: {names}")
+        return ports[0]
+
+    def _ports(device: object) -> list[Port]:
+        if not isinstance(device, str):
+            raise BridgeError(f"a device has a name, not {device!r}")
+        return server.ports(device)
+
+    def status() -> object:
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "log_level": log.level(),
+            "confinement": asdict(confinement),
+            "devices": [each.as_data() for each in server.status()],
+        }
+
+    def reset(device: str = "") -> None:
+        one(device).reset()
+
+    def disconnect(device: str = "") -> None:
+        one(device).disconnect()
+
+    def drain(device: str = "") -> None:
+        for port in _ports(device):
+            port.drain(True)
+
+    def admit(device: str = "") -> None:
+        for port in _ports(device):
+            port.drain(False)
+
+    def log_level(level: str) -> None:
+        if level not in log.LEVELS:
+            raise BridgeError(f"no log level {level!r}; there are: {', '.join(log.LEVELS)}")
+        log.set_level(level)
+
+    return {
+        "status": status,
+        "reset": reset,
+        "disconnect": disconnect,
+        "drain": drain,
+        "admit": admit,
+        "log-level": log_level,
+    }

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A device, the socket on which it is offered, and its client."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from queue import SimpleQueue
+
+from .counters import Counters
+from .device import Device
+from .errors import BridgeError
+from .listener import Listener
+from .peers import Peer
+from .session import Session
+from .status import DeviceStatus, client_status, known
+from .transport import Connection
+
+log = logging.getLogger(__name__)
+
+#: how long the operator waits for a device that is at work, in seconds
+_PATIENCE = 3.0
+
+
+class Port:
+    """What the server's thread, the device's and the operator's have in common."""
+
+    def __init__(self, device: Device, listener: Listener) -> None:
+        self.device = device
+        self.listener = listener
+        self.client: Connection | None = None
+        self.peer: Peer | None = None  # who that is
+        self.session: Session | None = None  # and what is said
+        #: held by whoever has the device at work
+        self.turn = threading.Lock()
+        #: conversations to be held; None ends the thread
+        self.sessions: SimpleQueue[Session | None] = SimpleQueue()
+        self.thread: threading.Thread | None = None
+        self.over = threading.Event()  # the latest conversation is
+        self.over.set()
+        self.door_shut = False
+        self.draining = False  # no client is let in
+        #: when the client must let go, since the host wants the device back (time.monotonic)
+        self.deadline: float | None = None
+        self._since = 0.0  # the client came
+        self._clients = 0
+        self._past = Counters()  # of clients before the latest
+        self._books = threading.Lock()
+
+    @property
+    def busy(self) -> bool:
+        return not self.over.is_set()
+
+    def admit(self, client: Connection, who: Peer, session: Session) -> None:
+        """This is the client from now on; the device's thread holds the conversation."""
+        with self._books:
+            if self.session:
+                self._past += self.session.counters
+            self.client, self.peer, self.session = client, who, session
+            self._since = time.monotonic()
+            self._clients += 1
+        self.over.clear()
+        self.sessions.put(session)
+
+    def status(self) -> DeviceStatus:
+        """Any thread may ask."""
+        with self._books:
+            client, who, session, since = self.client, self.peer, self.session, self._since
+            counters = session.counters if session else Counters()
+            totals, clients = self._past + counters, self._clients
+        state = "no client" if self.deadline is None else "wanted by the host"
+        there = None
+        if self.busy and client and who and session:
+            state = "coming to rest" if client.hung_up() else "serving"
+            there = client_status(who, since)
+        else:
+            session, counters = None, Counters()
+        of_client = known(session.state if session else None)
+        return DeviceStatus(
+            name=self.device.name,
+            socket=self.listener.address,
+            state=state,
+            draining=self.draining,
+            client=there,
+            maps=of_client.maps,
+            mapped=of_client.mapped,
+            irqs=of_client.irqs,
+            counters=counters,
+            totals=totals,
+            clients=clients,
+        )
+
+    # ---- What the operator asks for -----------------------------------------------------------
+
+    def reset(self) -> None:
+        """``VFIO_DEVICE_RESET``, between two messages of a client.
+
+        :raise BridgeError: the device can't, or is at work for longer than the operator waits
+        """
+        with self.stopped():
+            try:
+                self.device.reset()
+            except OSError as error:
+                reason = error.strerror or error
+                raise BridgeError(f"{self.device.name} can't be reset: {reason}") from None
+        log.warning("%s: reset by the operator", self.device.name)
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Meanwhile no message of a client is answered.
+
+        :raise BridgeError: the device is at work for longer than the operator waits
+        """
+        if not self.turn.acquire(timeout=_PATIENCE):
+            raise BridgeError(f"{self.device.name} is at work: try again")
+        try:
+            yield
+        finally:
+            self.turn.release()
+
+    def disconnect(self) -> None:
+        """Put the client out.
+
+        :raise BridgeError: there is none
+        """
+        if not self.busy or self.client is None:
+            raise BridgeError(f"{self.device.name} has no client")
+        log.warning("%s: the operator puts %s out", self.device.name, self.peer)
+        self.client.shut_down()
+
+    def drain(self, on: bool) -> None:
+        """Let no client in; or let them in again."""
+        if on != self.draining:
+            self.draining = on
+            log.warning("%s: clients are %s", self.device.name, "refused" if on else "let in again")
