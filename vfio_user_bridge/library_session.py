@@ -122,7 +122,6 @@ class LibrarySession(Session):
         connection.reads_ahead = False  # what follows is the library's to read
         connection.hurry(True)
         version = connection.receive()
-        begun = time.perf_counter_ns()
         version.close_fds()
         with tempfile.TemporaryDirectory(prefix="vfio-user-bridge-") as folder:
             path = Path(folder) / "library"
@@ -145,7 +144,7 @@ class LibrarySession(Session):
         # Still, or again: the library may wait for the rest of a message, but not forever.
         connection.hurry(True)
         connection.max_size = HEADER.size + PAYLOAD_OVERHEAD + DEFAULT_DATA_XFER_SIZE
-        self._count(Command.VERSION, begun)
+        self._count(Command.VERSION)
         capabilities = Capabilities(max_dma_maps=self._device.max_dma_maps)
         return State(capabilities, counters=self.counters)
 
@@ -181,12 +180,12 @@ class LibrarySession(Session):
         if len(head) < HEADER.size:
             raise PeerGoneError("it hung up" + (" in mid-message" if head else ""))
         command = HEADER.unpack_from(head)[1]
-        begun = time.perf_counter_ns()
+        self._connection.now = time.perf_counter_ns()
         try:
             self._answer_command(state, head)
         finally:
             if command in self._requests.handlers:
-                self._count(command, begun)
+                self._count(command)
 
     def _answer_command(self, state: State, head: bytes) -> None:
         _id, command, size, flags, _error = HEADER.unpack_from(head)

@@ -92,7 +92,6 @@ class Session:
         connection, device, limits = self._connection, self._device, self._limits
         connection.hurry(True)
         message = connection.receive()
-        begun = time.perf_counter_ns()
         try:
             if message.command != Command.VERSION or message.flags & TYPE_MASK != TYPE_COMMAND:
                 raise refuse(errno.EINVAL, "its first message isn't VERSION")
@@ -116,13 +115,14 @@ class Session:
         connection.hurry(False)
         connection.max_size = HEADER.size + PAYLOAD_OVERHEAD + ours.max_data_xfer_size
         # What the client can take is its own word; all else is as we answered.
-        self._count(Command.VERSION, begun)
+        self._count(Command.VERSION)
         return State(replace(ours, max_msg_fds=theirs.max_msg_fds), counters=self.counters)
 
-    def _count(self, command: int, begun: int) -> None:
-        """One more message that took until now; `_serve` has it in line."""
-        duration = time.perf_counter_ns() - begun | SHORTEST
-        self.counters.rows[command][bucket(duration)] += 1
+    def _count(self, command: int) -> None:
+        """The message that came last is done with; `_serve` has it in line."""
+        now = time.perf_counter_ns()
+        self.counters.rows[command][bucket(now - self._connection.now | SHORTEST)] += 1
+        self._connection.now = now
 
     def _serve(self, state: State) -> None:
         connection, turn = self._connection, self._turn
@@ -131,7 +131,6 @@ class Session:
         handlers, rows = Requests(self._device, state).handlers, self.counters.rows
         while True:
             message = receive()
-            begun = clock()
             take_turn()
             try:
                 if message.flags & TYPE_MASK != TYPE_COMMAND:
@@ -149,7 +148,8 @@ class Session:
                     self._refuse(message, error)
                 else:
                     send(message, reply)
-                took = clock() - begun | SHORTEST
+                now = clock()
+                took, connection.now = now - connection.now | SHORTEST, now
                 bits = took.bit_length()
                 rows[command][(bits << 3) + (took >> bits - 4)] += 1  # counters.bucket
             finally:

@@ -22,7 +22,6 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
-import math
 import os
 import select
 import socket
@@ -49,6 +48,7 @@ _FD_SIZE = array.array("i").itemsize
 _ALL_FDS = socket.CMSG_SPACE(253 * _FD_SIZE)
 _TIMEVAL = struct.Struct("@ll")
 _NO_TIMEOUT = _TIMEVAL.pack(0, 0)
+_LONG = 1 << 62
 _looking = threading.Lock()
 
 
@@ -104,8 +104,10 @@ class Connection:
         self._unsent = bytearray()  # replies that wait for others
         self._answered = False  # one of those that came together has its reply
         self._message = Message(0, 0, 0, self._view, [])
-        self._patience = patience
-        self._waited = math.inf  # for the last message, in seconds; so, too, if it brought files
+        #: what the clock (time.perf_counter_ns) said last: when a message came, or was done with
+        self.now = time.perf_counter_ns()
+        self._patience = int(patience * 1e9)
+        self._waited = _LONG  # for the last message, in ns; so, too, if it brought files
         self._filled = False  # the last first read had all it could take: there may be more
         poller = select.poll()
         poller.register(sock, select.POLLIN)
@@ -171,7 +173,7 @@ class Connection:
             have = self._take_all()
         if have < HEADER.size:
             # Silence is the peer's right, but not in mid-message.
-            begun = time.perf_counter()
+            begun = self.now
             if self._waited < self._patience:
                 self._look_until(begun + self._patience)
             try:
@@ -182,13 +184,14 @@ class Connection:
             except BlockingIOError:
                 if not have:
                     raise PeerGoneError("it has nothing to say") from None
-            self._waited = math.inf if self._fds else time.perf_counter() - begun
+            self.now = time.perf_counter_ns()
+            self._waited = _LONG if self._fds else self.now - begun
             self._filled = have == _FIRST_READ and not self._fds
             if have < HEADER.size:
                 have = self._finish(HEADER.size)
         return have
 
-    def _look_until(self, deadline: float) -> None:
+    def _look_until(self, deadline: int) -> None:
         """Look for input all the time, until *deadline*.
 
         To be woken takes longer than to answer. One thread at a time does it, for only one can run
@@ -196,7 +199,7 @@ class Connection:
         """
         if _looking.acquire(blocking=False):
             try:
-                while not self._poll(0) and time.perf_counter() < deadline:
+                while not self._poll(0) and time.perf_counter_ns() < deadline:
                     os.sched_yield()
             finally:
                 _looking.release()
