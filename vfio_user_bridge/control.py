@@ -1,26 +1,31 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The operator's socket: MessagePack-RPC (its specification is in msgpack-rpc/spec.md), both ends.
 
-A request is ``[0, msgid, method, params]``, its response ``[1, msgid, error, result]``. Whoever may
-open the socket is trusted with what the methods do, but not to be quick, or to make sense.
+A request is ``[0, msgid, method, params]``, its response ``[1, msgid, error, result]``. A method
+that writes a file gets it from the operator, open, beside the request (SCM_RIGHTS): a bridge that
+is confined opens none. Whoever may open the socket is trusted with what the methods do, but not to
+be quick, or to make sense.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
+import inspect
 import logging
+import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from . import extras
 from .errors import BridgeError
 from .listener import Listener
+from .transport import receive_waiting, send_all
 
 log = logging.getLogger(__name__)
 
@@ -28,18 +33,14 @@ _REQUEST, _RESPONSE = 0, 1
 _PATIENCE = 5.0  # seconds, for the other end
 _MAX_REQUEST = 1 << 16  # bytes
 _MAX_RESPONSE = 1 << 24
+_MAX_FILES = 4  # that wait to be taken
 
 Methods = Mapping[str, Callable[..., object]]
 
 
 def msgpack() -> ModuleType:
     """:raise BridgeError: it isn't installed"""
-    try:
-        return importlib.import_module("msgpack")
-    except ImportError:
-        raise BridgeError(
-            "the control socket takes msgpack: install python3-msgpack, or by pip msgpack"
-        ) from None
+    return extras.load("msgpack", "the control socket")
 
 
 class Control:
@@ -48,6 +49,7 @@ class Control:
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
         self._methods: Methods = {}
+        self._writers: Methods = {}
         self._thread: threading.Thread | None = None
         try:
             self._msgpack = msgpack()  # now: confined, it might not be found
@@ -55,9 +57,13 @@ class Control:
             listener.close()
             raise
 
-    def start(self, methods: Methods) -> None:
-        """Answer from now on."""
-        self._methods = methods
+    def start(self, methods: Methods, writers: Methods) -> None:
+        """Answer from now on.
+
+        :param writers: methods whose first parameter is a descriptor that came along, theirs to
+            close
+        """
+        self._methods, self._writers = methods, writers
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
 
@@ -86,29 +92,54 @@ class Control:
 
     def _converse(self, sock: socket.socket) -> None:
         unpacker = self._msgpack.Unpacker(max_buffer_size=_MAX_REQUEST)
-        while data := sock.recv(4096):
-            unpacker.feed(data)
-            for request in unpacker:
-                match request:
-                    case [int(kind), int(number), str(name), list(params)] if kind == _REQUEST:
-                        answer = [_RESPONSE, number, *self._call(name, params)]
-                        sock.sendall(self._msgpack.packb(answer))
-                    case _:
-                        raise ValueError("it sent no request")
-
-    def _call(self, name: str, params: list[Any]) -> tuple[str | None, object]:
-        """Error and result."""
-        method = self._methods.get(name)
-        if method is None:
-            return f"there is no method {name!r}; there are: {', '.join(self._methods)}", None
+        files: list[int] = []
         try:
-            return None, method(*params)
-        except (BridgeError, TypeError) as error:
+            while True:
+                data, came = receive_waiting(sock, 4096)
+                files += came
+                if not data:
+                    return
+                if len(files) > _MAX_FILES:
+                    raise ValueError("it sent too many files")
+                unpacker.feed(data)
+                for request in unpacker:
+                    sock.sendall(self._msgpack.packb(self._answer(request, files)))
+        finally:
+            for fd in files:
+                os.close(fd)
+
+    def _answer(self, request: object, files: list[int]) -> list[object]:
+        match request:
+            case [int(kind), int(number), str(name), list(params)] if kind == _REQUEST:
+                return [_RESPONSE, number, *self._call(name, files, params)]
+        raise ValueError("it sent no request")
+
+    def _call(self, name: str, files: list[int], params: list[Any]) -> tuple[str | None, object]:
+        """Error and result."""
+        writes = name in self._writers
+        method = self._writers.get(name) or self._methods.get(name)
+        if method is None:
+            known = ", ".join((*self._methods, *self._writers))
+            return f"there is no method {name!r}; there are: {known}", None
+        if writes and not files:
+            return f"{name} takes a file, open, beside the request", None
+        try:
+            inspect.signature(method).bind(*files[:writes], *params)
+        except TypeError as error:
+            return f"{name}: {error}", None
+        try:
+            return None, method(*(files.pop(0) for _ in range(writes)), *params)
+        except BridgeError as error:
             return str(error), None
+        except Exception:
+            log.exception("control: a defect of the bridge in %s", name)
+            return "a defect of the bridge; its log says more", None
 
 
-def ask(path: Path, method: str, *params: object) -> Any:
+def ask(path: Path, method: str, *params: object, files: Sequence[int] = ()) -> Any:
     """Call a method of the bridge whose control socket is at *path*; gives its result.
+
+    :param files: descriptors that go with it
 
     :raise BridgeError: nobody is there, or it refuses
     """
@@ -117,7 +148,7 @@ def ask(path: Path, method: str, *params: object) -> Any:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(_PATIENCE)
             sock.connect(str(path))
-            sock.sendall(pack.packb([_REQUEST, 0, method, params]))
+            send_all(sock, pack.packb([_REQUEST, 0, method, params]), files)
             sock.shutdown(socket.SHUT_WR)
             unpacker = pack.Unpacker(sock.makefile("rb"), max_buffer_size=_MAX_RESPONSE)
             _, _, error, result = unpacker.unpack()

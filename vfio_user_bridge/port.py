@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 #: how long the operator waits for a device that is at work, in seconds
 _PATIENCE = 3.0
+#: how long a look at it waits for the same, in seconds
+_GLANCE = 0.1
 
 
 class Port:
@@ -66,7 +68,18 @@ class Port:
         self.sessions.put(session)
 
     def status(self) -> DeviceStatus:
-        """Any thread may ask."""
+        """As it is between two messages, unless the device is at work for long.
+
+        Any thread may ask.
+        """
+        between = self.turn.acquire(timeout=_GLANCE)
+        try:
+            return self._status()
+        finally:
+            if between:
+                self.turn.release()
+
+    def _status(self) -> DeviceStatus:
         with self._books:
             client, who, session, since = self.client, self.peer, self.session, self._since
             counters = session.counters if session else Counters()

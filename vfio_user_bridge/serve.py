@@ -106,7 +106,7 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
         if control:
             from .methods import methods
 
-            control.start(methods(server, confinement))
+            control.start(methods(server, confinement), {})
 
         def announce() -> None:
             sys.stdout.write("".join(ready))

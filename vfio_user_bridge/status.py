@@ -80,7 +80,7 @@ class Known:
 
 
 def known(state: State | None) -> Known:
-    """Its thread goes on meanwhile."""
+    """Its thread may go on meanwhile."""
     if state is None:
         return Known()
     maps = list(state.maps)

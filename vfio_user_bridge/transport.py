@@ -302,11 +302,7 @@ class Connection:
 
     def _send(self, data: Buffer, fds: Sequence[int] = ()) -> None:
         try:
-            if fds:
-                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
-                sent = self.socket.sendmsg((data,), (rights,))
-            else:
-                sent = self.socket.send(data)
+            sent = _send_files(self.socket, data, fds) if fds else self.socket.send(data)
             while sent < len(data):
                 sent += self.socket.send(memoryview(data)[sent:])
         except BlockingIOError:
@@ -361,3 +357,15 @@ def receive_waiting(sock: socket.socket, size: int, flags: int = 0) -> tuple[byt
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) // _FD_SIZE * _FD_SIZE])
     return data, list(fds)
+
+
+def send_all(sock: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    """Send *data* with the files *fds*, none or some."""
+    sent = _send_files(sock, data, fds)
+    sock.sendall(data[sent:])
+
+
+def _send_files(sock: socket.socket, data: Buffer, fds: Sequence[int]) -> int:
+    """Gives how many bytes went; all of the files did, with the first."""
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+    return sock.sendmsg((data,), (rights,) if fds else ())
