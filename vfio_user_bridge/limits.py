@@ -67,7 +67,7 @@ def parse(texts: Iterable[str]) -> Limits:
             raise UsageError(f"there is no limit {name!r}; there are: {', '.join(known)}")
         limit = known[name]
         seconds = limit.type == "float"
-        number = _seconds(value) if seconds else _whole(value)
+        number = _seconds(value) if seconds else whole(value)
         low, high = limit.metadata["low"], limit.metadata["high"]
         if not low <= number <= high:  # NaN isn't
             kind = "a number of seconds" if seconds else "a whole number, perhaps with K, M, G or T"
@@ -76,7 +76,8 @@ def parse(texts: Iterable[str]) -> Limits:
     return Limits(**given)
 
 
-def _whole(text: str) -> float:
+def whole(text: str) -> float:
+    """A number of things, or of bytes such as 64G; NaN if it is none."""
     found = re.fullmatch(r"([0-9]{1,20})([KMGT]?)", text, re.ASCII | re.IGNORECASE)
     return int(found[1]) << _UNITS[found[2].upper()] if found else math.nan
 

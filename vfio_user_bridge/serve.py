@@ -88,6 +88,8 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
         for text, name in zip(options.devices, names, strict=True):
             device = devices.open(text, name)
             try:
+                if options.record or options.control:
+                    device = _recorded(device, options)
                 listener = sockets.open(name)
             except BaseException:
                 device.close()
@@ -115,6 +117,21 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
 
         gc.freeze()  # all this stays: no collection need look at it again
         server.run(announce)
+
+
+def _recorded(device: Device, options: Namespace) -> Device:
+    """*device*, which can be recorded now, and is if there is to be a file for it.
+
+    :raise BridgeError: the file can't be had
+    """
+    from .recording import RecordedDevice, new_file
+
+    recorded = RecordedDevice(device)
+    if options.record:
+        several = len(options.devices) > 1
+        path = options.record / f"{device.name}.trace" if several else options.record
+        recorded.start(new_file(path), options.record_limit)
+    return recorded
 
 
 def _control(path: Path) -> Control:

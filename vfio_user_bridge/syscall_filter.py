@@ -36,6 +36,8 @@ _CALLS = (
     *("clock_gettime", "clock_getres", "gettimeofday", "time"),
     # eventfds that the models signal without being blocked: eventfd.py
     *("io_setup", "io_submit", "io_getevents", "io_destroy"),
+    # a recording, and what stands in for fallocate where a file system has none
+    *("fallocate", "fstatfs", "ftruncate"),
     # memory
     *("brk", "munmap", "mremap", "madvise"),
     # threads, and the end

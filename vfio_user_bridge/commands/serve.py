@@ -34,6 +34,10 @@ CONVENTIONS = ("--socket-path", "--fd", "--print-capabilities")
 POLL = 100
 LONGEST_POLL = 10_000
 
+#: bytes of a recording
+RECORD_LIMIT = 256 << 20
+LEAST_RECORD_LIMIT = 64 << 10
+
 
 def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -112,6 +116,20 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         help="a socket for `status` and `control`, for the user of this process alone",
     )
     parser.add_argument(
+        "--record",
+        metavar="PATH",
+        type=Path,
+        help="a new file for what is asked of the device and what it answers, see `trace`; with"
+        " several devices a folder, where each gets NAME.trace",
+    )
+    parser.add_argument(
+        "--record-limit",
+        metavar="SIZE",
+        type=_size,
+        default=RECORD_LIMIT,
+        help="of such a file at most, in bytes, or with K, M, G or T (default: 256M)",
+    )
+    parser.add_argument(
         "--limit",
         metavar="NAME=VALUE",
         action="append",
@@ -173,6 +191,14 @@ def _microseconds(text: str) -> float:
             f"{text!r} is not a number of microseconds from 0 to {LONGEST_POLL}"
         )
     return microseconds / 1e6
+
+
+def _size(text: str) -> int:
+    """In bytes."""
+    size = limits.whole(text)
+    if not LEAST_RECORD_LIMIT <= size < 1 << 63:  # NaN isn't
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size from 64K on, like 256M")
+    return int(size)
 
 
 def _mode(text: str) -> int:

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A Device of which can be recorded what is asked of it, and what it answers: see trace/.
+
+While nothing is recorded, its verbs are the inner device's own, so that this costs nothing. Start
+and stop where no verb is under way.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from . import __version__
+from .device import Device, PciRegion
+from .errors import BridgeError
+from .messages import DmaMap, IrqSet
+from .protocol import Buffer
+from .trace.packing import Packable
+from .trace.records import FORMAT, VERSION, Kind
+from .trace.writer import Writer, now
+from .wrapped import Wrapped
+
+log = logging.getLogger(__name__)
+
+#: what of config space goes into a trace's header, in bytes
+_CONFIG = 4096
+
+_READ, _WRITE = int(Kind.READ), int(Kind.WRITE)
+#: what is recorded
+_VERBS = (
+    *("region_read", "region_write", "set_irqs", "dma_map", "dma_unmap"),
+    *("reset", "prepare", "quiesce"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Of a recording that goes on; sizes are in bytes."""
+
+    records: int
+    bytes: int
+    limit: int
+
+
+class RecordedDevice(Wrapped):
+    """All of *inner*, which can be recorded."""
+
+    def __init__(self, inner: Device) -> None:
+        super().__init__(inner)
+        self._writer: Writer | None = None
+        self._ask(inner)
+
+    def _ask(self, device: Device) -> None:
+        """Have *device* do all that would be recorded."""
+        vars(self).update({verb: getattr(device, verb) for verb in _VERBS})
+
+    def start(self, fd: int, limit: int) -> None:
+        """Record into the empty file *fd*, which is ours to close, *limit* bytes at most.
+
+        :raise BridgeError: it can't be done; *fd* is closed
+        """
+        try:
+            if self._writer:
+                raise BridgeError(f"{self.name} is being recorded already: stop that first")
+            _check(fd)
+            try:
+                self._writer = Writer(fd, self._header(), limit, self._ended)
+            except OSError as error:
+                raise BridgeError(f"can't record {self.name}: {error.strerror}") from None
+        except BaseException:
+            os.close(fd)
+            raise
+        self._ask(Recorder(self.inner, self._writer))
+        log.info("%s: recording", self.name)
+
+    def stop(self, reason: str = "stopped") -> None:
+        """End the recording, if there is one."""
+        writer, self._writer = self._writer, None
+        if not writer:
+            return
+        self._ask(self.inner)
+        try:
+            writer.close(reason)
+        except OSError as error:
+            log.warning("%s: the end of its recording: %s", self.name, error.strerror)
+        log.info("%s: recorded %d requests, %d bytes", self.name, writer.records, writer.size)
+
+    def _ended(self, reason: str, why: str) -> None:
+        log.warning("%s is no longer recorded: %s", self.name, why)
+        self.stop(reason)
+
+    @property
+    def progress(self) -> Progress | None:
+        """Of the recording, if there is one; any thread may ask."""
+        writer = self._writer
+        return Progress(writer.records, writer.size, writer.limit) if writer else None
+
+    def close(self) -> None:
+        self.stop("closed")
+        super().close()
+
+    def _header(self) -> dict[str, Packable]:
+        info = self.inner.info
+        regions = [self.inner.region_info(index) for index in range(info.num_regions)]
+        irqs = [self.inner.irq_info(index) for index in range(info.num_irqs)]
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "device": self.name,
+            "bridge": __version__,
+            "regions": [[int(r.index), int(r.flags), r.size] for r in regions if r.size],
+            "irqs": [[int(irq.index), int(irq.flags), irq.count] for irq in irqs if irq.count],
+            "config": self._config(),
+        }
+
+    def _config(self) -> bytes:
+        size = self.inner.region_info(PciRegion.CONFIG).size
+        try:
+            return self.inner.region_read(PciRegion.CONFIG, 0, min(size, _CONFIG))
+        except OSError:
+            return b""
+
+
+class Recorder(Wrapped):
+    """All of *inner*; what is asked of it goes to *writer*, with what became of it."""
+
+    def __init__(self, inner: Device, writer: Writer) -> None:
+        super().__init__(inner)
+        self._access, self._put = writer.access, writer.put
+        self._read, self._write = inner.region_read, inner.region_write
+
+    def region_read(self, index: int, offset: int, count: int) -> bytes:
+        since = now()
+        try:
+            data = self._read(index, offset, count)
+        except OSError as error:
+            self._access(_READ, since, now() - since, _code(error), index, offset, count, b"")
+            raise
+        self._access(_READ, since, now() - since, 0, index, offset, count, data)
+        return data
+
+    def region_write(self, index: int, offset: int, data: Buffer) -> None:
+        since, count = now(), len(data)
+        try:
+            self._write(index, offset, data)
+        except OSError as error:
+            self._access(_WRITE, since, now() - since, _code(error), index, offset, count, data)
+            raise
+        self._access(_WRITE, since, now() - since, 0, index, offset, count, data)
+
+    def set_irqs(self, request: IrqSet, eventfds: Sequence[int]) -> None:
+        what = int(request.index), int(request.flags), request.start, request.count
+        act = partial(self.inner.set_irqs, request, eventfds)
+        self._do(act, Kind.IRQS, *what, len(eventfds), request.data)
+
+    def dma_map(self, request: DmaMap, fd: int | None) -> None:
+        what = request.address, request.size, int(request.flags)
+        self._do(partial(self.inner.dma_map, request, fd), Kind.MAP, *what, fd is not None)
+
+    def dma_unmap(self, request: DmaMap) -> None:
+        act = partial(self.inner.dma_unmap, request)
+        self._do(act, Kind.UNMAP, request.address, request.size)
+
+    def reset(self) -> None:
+        self._do(self.inner.reset, Kind.RESET)
+
+    def prepare(self) -> None:
+        self._do(self.inner.prepare, Kind.CLIENT, True)
+
+    def quiesce(self, *, reset: bool) -> None:
+        self._do(partial(self.inner.quiesce, reset=reset), Kind.CLIENT, False)
+
+    def _do(self, act: Callable[[], None], kind: Kind, *what: Packable) -> None:
+        since = now()
+        try:
+            act()
+        except OSError as error:
+            self._put(kind, since, now() - since, _code(error), *what)
+            raise
+        self._put(kind, since, now() - since, 0, *what)
+
+
+def _code(error: OSError) -> int:
+    return error.errno or errno.EIO
+
+
+def new_file(path: Path) -> int:
+    """A file to record into, for this user alone.
+
+    :raise BridgeError: it can't be had
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise BridgeError(f"can't record into {path}: {error.strerror}") from None
+
+
+def _check(fd: int) -> None:
+    """:raise BridgeError: nothing can be recorded into *fd*"""
+    found = os.fstat(fd)
+    name = Path(f"/proc/self/fd/{fd}").readlink()
+    if not stat.S_ISREG(found.st_mode):
+        raise BridgeError(f"can't record into {name}: it isn't a file")
+    if found.st_size:
+        raise BridgeError(
+            f"can't record into {name}: it isn't empty; remove it, or name another file"
+        )
