@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -95,6 +96,7 @@ def test_no_client(edu: RunningServer, control: Path) -> None:
             "irqs": {},
             "messages": {},
             "refused": 0,
+            "recording": None,
             "last_error": None,
         }
     ]
@@ -260,6 +262,63 @@ def test_the_level_of_the_log(edu: RunningServer, control: Path) -> None:
     assert tell(control, "drain") == 0
     assert "refused" not in edu.log()
     assert tell(control, "log-level", "all") == 2
+
+
+def test_recording(edu: RunningServer, control: Path, tmp_path: Path) -> None:
+    """The bridge is confined: it could make no file."""
+    trace = tmp_path / "edu.trace"
+    with edu.client() as client:
+        client.ask(c.REGION_READ, region(0, 0, 4))
+        assert tell(control, "record", str(trace), "--limit", "1M") == 0
+        client.ask(c.REGION_WRITE, region(LIVENESS, 0, b"abcd"))
+        (device,) = ask(control, "status")["devices"]
+        assert tell(control, "stop-recording", "edu") == 0
+        client.ask(c.REGION_READ, region(LIVENESS, 0, 4))
+        assert ask(control, "status")["devices"][0]["recording"] is None
+    recording = device["recording"]
+    assert (recording["records"], recording["limit"]) == (1, 1 << 20)
+    assert 0 < recording["bytes"] < 1 << 20
+    assert trace.stat().st_mode & 0o777 == 0o600
+    header, write, end = msgpack.Unpacker(io.BytesIO(trace.read_bytes()))
+    assert header["device"] == "edu"
+    assert (write[0], write[3:]) == (1, [0, 0, LIVENESS, 4, b"abcd"])
+    assert (end[0], end[4:]) == (7, ["stopped"])
+
+
+def test_recordings_that_cant_be(
+    edu: RunningServer, control: Path, tmp_path: Path, capsys: Output
+) -> None:
+    full = tmp_path / "full"
+    full.write_text("something")
+    fds = len(list(Path(f"/proc/{edu.process.pid}/fd").iterdir()))
+    assert tell(control, "stop-recording") == 1
+    assert tell(control, "record", str(tmp_path / "no folder" / "trace")) == 1
+    assert tell(control, "record", str(full)) == 1
+    assert tell(control, "record", str(tmp_path / "other"), "no such device") == 1
+    refusals = capsys.readouterr().err.splitlines()
+    for line, end in zip(
+        refusals,
+        (
+            "edu isn't being recorded",
+            f"can't record into {tmp_path}/no folder/trace: No such file or directory",
+            f"can't record into {full}: it isn't empty; remove it, or name another file",
+            "no device 'no such device' is served here; there are: edu",
+        ),
+        strict=True,
+    ):
+        assert line.endswith(end)
+    with pytest.raises(BridgeError, match="record takes a file, open, beside the request"):
+        ask(control, "record")
+    with memory_files(1, 0) as files:
+        with pytest.raises(BridgeError, match="limit is in bytes, not 'much'"):
+            ask(control, "record", "edu", "much", files=files)
+        with pytest.raises(BridgeError, match="record: too many positional arguments"):
+            ask(control, "record", "edu", 1 << 20, "more", files=files)
+        with pytest.raises(BridgeError):  # it hangs up
+            ask(control, "status", files=files * 5)
+        assert ask(control, "status", files=files)["pid"] == edu.process.pid
+    assert len(list(Path(f"/proc/{edu.process.pid}/fd").iterdir())) == fds
+    assert "Traceback" not in edu.log()
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,10 @@ class Limits:
 
 DEFAULTS = Limits()
 
+#: bytes of a recording
+RECORD_LIMIT = 256 << 20
+LEAST_RECORD_LIMIT = 64 << 10
+
 
 def parse(texts: Iterable[str]) -> Limits:
     """Read ``NAME=VALUE`` of each text: a number of things or seconds, or bytes such as 64G.

@@ -9,18 +9,20 @@ where that makes sense.
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import asdict
 
 from . import __version__, log
 from .confinement import Confinement
 from .control import Methods
 from .errors import BridgeError
+from .limits import RECORD_LIMIT
 from .port import Port
 from .server import Server
 
 
-def methods(server: Server, confinement: Confinement) -> Methods:
-    """By name."""
+def methods(server: Server, confinement: Confinement) -> tuple[Methods, Methods]:
+    """Those that take values, and those that take a file before them; by name."""
 
     def one(device: object) -> Port:
         ports = _ports(device)
@@ -62,11 +64,25 @@ def methods(server: Server, confinement: Confinement) -> Methods:
             raise BridgeError(f"no log level {level!r}; there are: {', '.join(log.LEVELS)}")
         log.set_level(level)
 
-    return {
+    def record(file: int, device: str = "", limit: int = RECORD_LIMIT) -> None:
+        with ExitStack() as undo:
+            undo.callback(os.close, file)
+            if not isinstance(limit, int):
+                raise BridgeError(f"a recording's limit is in bytes, not {limit!r}")
+            port = one(device)
+            undo.pop_all()
+        port.record(file, limit)
+
+    def stop_recording(device: str = "") -> None:
+        one(device).stop_recording()
+
+    by_name: Methods = {
         "status": status,
         "reset": reset,
         "disconnect": disconnect,
         "drain": drain,
         "admit": admit,
         "log-level": log_level,
+        "stop-recording": stop_recording,
     }
+    return by_name, {"record": record}

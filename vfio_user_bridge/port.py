@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from .counters import Counters
 from .device import Device
@@ -19,6 +21,9 @@ from .session import Session
 from .status import DeviceStatus, client_status, known
 from .transport import Connection
 
+if TYPE_CHECKING:
+    from .recording import RecordedDevice
+
 log = logging.getLogger(__name__)
 
 #: how long the operator waits for a device that is at work, in seconds
@@ -28,10 +33,16 @@ _GLANCE = 0.1
 
 
 class Port:
-    """What the server's thread, the device's and the operator's have in common."""
+    """What the server's thread, the device's and the operator's have in common.
 
-    def __init__(self, device: Device, listener: Listener) -> None:
+    :param recorded: the device, if it can be recorded
+    """
+
+    def __init__(
+        self, device: Device, listener: Listener, recorded: RecordedDevice | None = None
+    ) -> None:
         self.device = device
+        self._recorded = recorded
         self.listener = listener
         self.client: Connection | None = None
         self.peer: Peer | None = None  # who that is
@@ -104,6 +115,7 @@ class Port:
             counters=counters,
             totals=totals,
             clients=clients,
+            recording=self._recorded.progress if self._recorded else None,
         )
 
     # ---- What the operator asks for -----------------------------------------------------------
@@ -143,6 +155,31 @@ class Port:
             raise BridgeError(f"{self.device.name} has no client")
         log.warning("%s: the operator puts %s out", self.device.name, self.peer)
         self.client.shut_down()
+
+    def record(self, file: int, limit: int) -> None:
+        """Record into the empty *file*, which is ours to close, *limit* bytes at most.
+
+        :raise BridgeError: it can't be done
+        """
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, file)
+            recorded = self._recordable()
+            with self.stopped():
+                undo.pop_all()
+                recorded.start(file, limit)
+
+    def stop_recording(self) -> None:
+        """:raise BridgeError: it isn't being recorded"""
+        with self.stopped():
+            recorded = self._recordable()
+            if not recorded.progress:
+                raise BridgeError(f"{self.device.name} isn't being recorded")
+            recorded.stop()
+
+    def _recordable(self) -> RecordedDevice:
+        if self._recorded is None:
+            raise BridgeError(f"{self.device.name} can't be recorded: serve it with --control")
+        return self._recorded
 
     def drain(self, on: bool) -> None:
         """Let no client in; or let them in again."""

@@ -34,6 +34,7 @@ from .sockets import Sockets
 if TYPE_CHECKING:
     from .control import Control
     from .iommu import Iommu
+    from .recording import RecordedDevice
 
 log = logging.getLogger(__name__)
 
@@ -86,15 +87,16 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
         devices = _Devices(limits, groups, undo, bar_mmap=options.bar_mmap == "auto")
         ready = []
         for text, name in zip(options.devices, names, strict=True):
-            device = devices.open(text, name)
+            device: Device = devices.open(text, name)
+            recorded = None
             try:
                 if options.record or options.control:
-                    device = _recorded(device, options)
+                    device = recorded = _recorded(device, options)
                 listener = sockets.open(name)
             except BaseException:
                 device.close()
                 raise
-            server.add(device, listener)
+            server.add(device, listener, recorded)
             if listener.path:
                 files.append(listener.path)
             ready.append(f"{name} ready on {listener.address}\n")
@@ -108,7 +110,7 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
         if control:
             from .methods import methods
 
-            control.start(methods(server, confinement), {})
+            control.start(*methods(server, confinement))
 
         def announce() -> None:
             sys.stdout.write("".join(ready))
@@ -119,7 +121,7 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
         server.run(announce)
 
 
-def _recorded(device: Device, options: Namespace) -> Device:
+def _recorded(device: Device, options: Namespace) -> RecordedDevice:
     """*device*, which can be recorded now, and is if there is to be a file for it.
 
     :raise BridgeError: the file can't be had

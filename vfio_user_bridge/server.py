@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from .device import Device
 from .errors import BridgeError
@@ -28,6 +29,9 @@ from .port import Port
 from .session import Session
 from .status import DeviceStatus
 from .transport import Connection
+
+if TYPE_CHECKING:
+    from .recording import RecordedDevice
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +77,14 @@ class Server:
         self._ringer.setblocking(False)
         self._stopped_by = 0
 
-    def add(self, device: Device, listener: Listener) -> None:
-        """Offer *device* on *listener*; both are the server's to close from now on."""
-        self._ports.append(Port(device, listener))
+    def add(
+        self, device: Device, listener: Listener, recorded: RecordedDevice | None = None
+    ) -> None:
+        """Offer *device* on *listener*; both are the server's to close from now on.
+
+        :param recorded: the device, if it can be recorded
+        """
+        self._ports.append(Port(device, listener, recorded))
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT, or until the host has taken the last device back.

@@ -6,13 +6,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .counters import Counters, Trouble, percentile
 from .device import PciIrq
 from .peers import Peer
 from .protocol import Command
 from .requests import State
+
+if TYPE_CHECKING:
+    from .recording import Progress
 
 #: which percentiles of how long messages took are told
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
@@ -47,6 +50,7 @@ class DeviceStatus:
     totals: Counters
     #: how many there were
     clients: int
+    recording: Progress | None
 
     @property
     def last_error(self) -> Trouble | None:
@@ -66,6 +70,7 @@ class DeviceStatus:
             "irqs": dict(self.irqs),
             "messages": messages(self.counters),
             "refused": self.counters.refused,
+            "recording": asdict(self.recording) if self.recording else None,
             "last_error": asdict(self.last_error) if self.last_error else None,
         }
 

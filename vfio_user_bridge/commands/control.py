@@ -10,6 +10,7 @@ from pathlib import Path
 from vfio_user_bridge import log
 
 from . import add_commands
+from .serve import add_record_limit
 
 NAME = "control"
 SUMMARY = "tell a running bridge what to do"
@@ -70,11 +71,38 @@ def _add_level(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=log.LEVELS, help="what is logged at least")
 
 
+class Record:
+    """Makes the file here, where the operator is: the bridge may not."""
+
+    NAME = "record"
+    SUMMARY = "begin to record what is asked of a device; see `trace`"
+
+    def add_to(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("file", metavar="FILE", type=Path, help="a new file")
+        _add_device(parser)
+        add_record_limit(parser, "--limit")
+        add_control(parser)
+
+    def run(self, options: argparse.Namespace) -> None:
+        import os
+
+        from vfio_user_bridge.control import ask
+        from vfio_user_bridge.recording import new_file
+
+        fd = new_file(options.file)
+        try:
+            ask(options.control, self.NAME, options.what, options.limit, files=[fd])
+        finally:
+            os.close(fd)
+
+
 COMMANDS = (
     Action("reset", "reset a device, between two messages of its client", _add_device),
     Action("disconnect", "put the client of a device out; the next is welcome", _add_device),
     Action("drain", "let no new clients in", _add_devices),
     Action("admit", "let clients in again", _add_devices),
+    Record(),
+    Action("stop-recording", "end the recording of a device", _add_device),
     Action("log-level", "change how much goes to the bridge's log", _add_level),
 )
 

@@ -34,10 +34,6 @@ CONVENTIONS = ("--socket-path", "--fd", "--print-capabilities")
 POLL = 100
 LONGEST_POLL = 10_000
 
-#: bytes of a recording
-RECORD_LIMIT = 256 << 20
-LEAST_RECORD_LIMIT = 64 << 10
-
 
 def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -122,13 +118,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         help="a new file for what is asked of the device and what it answers, see `trace`; with"
         " several devices a folder, where each gets NAME.trace",
     )
-    parser.add_argument(
-        "--record-limit",
-        metavar="SIZE",
-        type=_size,
-        default=RECORD_LIMIT,
-        help="of such a file at most, in bytes, or with K, M, G or T (default: 256M)",
-    )
+    add_record_limit(parser, "--record-limit")
     parser.add_argument(
         "--limit",
         metavar="NAME=VALUE",
@@ -155,6 +145,16 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         action=_PrintCapabilities,
         nargs=0,
         help="say in JSON what this backend can do, and exit",
+    )
+
+
+def add_record_limit(parser: argparse.ArgumentParser, option: str) -> None:
+    parser.add_argument(
+        option,
+        metavar="SIZE",
+        type=_size,
+        default=limits.RECORD_LIMIT,
+        help="of a recording at most, in bytes, or with K, M, G or T (default: 256M)",
     )
 
 
@@ -196,7 +196,7 @@ def _microseconds(text: str) -> float:
 def _size(text: str) -> int:
     """In bytes."""
     size = limits.whole(text)
-    if not LEAST_RECORD_LIMIT <= size < 1 << 63:  # NaN isn't
+    if not limits.LEAST_RECORD_LIMIT <= size < 1 << 63:  # NaN isn't
         raise argparse.ArgumentTypeError(f"{text!r} is not a size from 64K on, like 256M")
     return int(size)
 

@@ -70,6 +70,9 @@ def _device(device: Mapping[str, Any]) -> Iterator[Part]:
     if client := device["client"]:
         yield from _client(device, client)
     yield f"  clients:    {device['clients']} since the start"
+    if recording := device["recording"]:
+        sizes = f"{recording['bytes']:,} of {recording['limit']:,} bytes"
+        yield f"  recording:  {recording['records']:,} records, {sizes}"
     if error := device["last_error"]:
         yield Styled(f"  last error: {_time(error['time'])}: {error['text']}", "yellow")
 
