@@ -23,7 +23,7 @@ from tests.fake_sysfs import FakeSysfs
 from vfio_user_bridge import __version__
 from vfio_user_bridge.cli import main
 from vfio_user_bridge.kernel import drivers, inuse, pci
-from vfio_user_bridge.serve import device_name
+from vfio_user_bridge.opening import device_name
 
 NIC, TWIN, PORT = "0000:01:10.1", "0000:01:10.2", "0000:00:01.0"
 COMMANDS = ("serve", "list", "bind", "unbind", "status", "qemu-args", "libvirt-xml")

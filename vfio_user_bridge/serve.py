@@ -26,6 +26,7 @@ from .limits import Limits, parse
 from .listener import listen
 from .log import set_up as set_up_log
 from .notify import Manager
+from .opening import Devices, device_name
 from .peers import allowed
 from .server import Server
 from .session import Session
@@ -33,12 +34,9 @@ from .sockets import Sockets
 
 if TYPE_CHECKING:
     from .control import Control
-    from .iommu import Iommu
     from .recording import RecordedDevice
 
 log = logging.getLogger(__name__)
-
-MODEL = "model:"
 
 
 def serve(options: Namespace) -> None:
@@ -84,7 +82,7 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
         sockets = Sockets(options, names, given.sockets, undo)
         files = []  # the sockets that are ours
         groups = [*options.group_fd, *given.files]
-        devices = _Devices(limits, groups, undo, bar_mmap=options.bar_mmap == "auto")
+        devices = Devices(limits, groups, undo, bar_mmap=options.bar_mmap == "auto")
         ready = []
         for text, name in zip(options.devices, names, strict=True):
             device: Device = devices.open(text, name)
@@ -164,61 +162,3 @@ def _engine(name: str) -> type[Session]:
 
     libvfio_user.load()  # now, not when the first client comes
     return LibrarySession
-
-
-def device_name(text: str) -> str:
-    """What the device *text* of the command line is called, in logs and as its socket's name.
-
-    :raise UsageError: it is neither a model nor a PCI address
-    """
-    if text.startswith(MODEL):
-        return text.removeprefix(MODEL)
-    from .kernel.pci import parse_bdf
-
-    try:
-        return parse_bdf(text)
-    except UsageError:
-        raise UsageError(
-            f"{text!r} is not a device: give a PCI address like 0000:01:10.1, or model:edu"
-        ) from None
-
-
-class _Devices:
-    """Opens devices; those of the host share an `Iommu`.
-
-    :param groups: open nodes of IOMMU groups that were passed in
-    :param undo: closes those that no device asked for
-    :raise BridgeError: one of them is no such node
-    """
-
-    def __init__(
-        self, limits: Limits, groups: Sequence[int], undo: ExitStack, *, bar_mmap: bool
-    ) -> None:
-        self._limits = limits
-        self._bar_mmap = bar_mmap
-        self._iommu: Iommu | None = None
-        if groups:
-            from .iommu import Iommu
-            from .kernel.groupfd import by_group
-
-            self._iommu = Iommu(limits, by_group(groups))
-            undo.callback(self._iommu.close)
-
-    def open(self, text: str, name: str) -> Device:
-        if text.startswith(MODEL):
-            from .models import create
-
-            return create(name, self._limits)
-        from .hostdev import HostDevice
-        from .iommu import Iommu
-
-        if self._iommu is None:
-            self._iommu = Iommu(self._limits)
-        return HostDevice(name, self._iommu, bar_mmap=self._bar_mmap)
-
-    def check_groups(self) -> None:
-        """:raise UsageError: a group was passed in, and none of the devices opened is in it"""
-        for group, fd in self._iommu.passed.items() if self._iommu else ():
-            raise UsageError(
-                f"file descriptor {fd} is IOMMU group {group}, and none of the devices is in it"
-            )
