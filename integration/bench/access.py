@@ -23,17 +23,19 @@ P99 = 1.2
 
 def measure(setting: Setting) -> Iterator[Line]:
     mine, its = setting.folder / "ours.sock", setting.folder / "peer.sock"
-    everywhere = os.sched_getaffinity(0)
-    one, *others = sorted(everywhere)
-    places: dict[str, tuple[Collection[int], Collection[int]]] = {
-        "wherever": (everywhere, everywhere),
-        "on one CPU": ([one], [one]),
-    }
-    if others:
-        places["on a CPU each"] = [one], others[:1]
-    for place, (servers, clients) in places.items():
+    for place, servers, clients in places():
         with started_on(servers), ours(mine), setting.peer.serving(its), started_on(clients):
             yield from compared(setting, "access", place, mine, its)
+
+
+def places() -> Iterator[tuple[str, Collection[int], Collection[int]]]:
+    """Where servers and clients run: in words, and the CPUs of either."""
+    everywhere = os.sched_getaffinity(0)
+    one, *others = sorted(everywhere)
+    yield "wherever", everywhere, everywhere
+    yield "on one CPU", [one], [one]
+    if others:
+        yield "on a CPU each", [one], others[:1]
 
 
 @contextlib.contextmanager

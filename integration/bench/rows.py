@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from . import access, idle, memory, scale, start
+from . import access, idle, memory, recording, scale, start
 from .figures import Line
 from .inside import bringup, hostdev, interrupts, io, maps
 from .setting import Setting
@@ -14,6 +14,7 @@ Rows = Mapping[str, Callable[[Setting], Iterator[Line]]]
 
 HERE: Rows = {
     "access": access.measure,
+    "recording": recording.measure,
     "idle": idle.measure,
     "start": start.measure,
     "memory": memory.measure,
