@@ -15,15 +15,13 @@ from pathlib import Path
 import pytest
 
 from vfio_user_bridge import models
-from vfio_user_bridge.device import RegionFlags
-from vfio_user_bridge.library_context import mappable_areas
-from vfio_user_bridge.messages import DmaMap, IrqSet, RegionCapability, RegionInfo
+from vfio_user_bridge.messages import DmaMap, IrqSet
 from vfio_user_bridge.protocol import Buffer
 
 from . import client as c
 from .descriptors import eventfds, inodes, memory_files
 from .engines import LIBRARY, PATIENCE, Talk, need, talk
-from .fake_device import MSIX_MAPPABLE, READ_WRITE, FakeDevice
+from .fake_device import FakeDevice
 from .running_server import server
 from .wire import dma_map, dma_unmap, message, region, set_irqs, u16, u32, u64
 
@@ -179,20 +177,6 @@ def test_what_is_wrong_with_interrupts_is_refused(device: FakeDevice, end: Talk)
 
 
 # ---- Regions --------------------------------------------------------------------------------
-
-
-def test_mappable_areas() -> None:
-    sparse = RegionCapability(1, 1, u32(2, 0) + u64(0, 0x1000, 0x3000, 0x2000))
-    none = RegionCapability(1, 1, u32(0, 0))
-    mappable = READ_WRITE | RegionFlags.MMAP
-    for flags, capabilities, areas in (
-        (READ_WRITE, (), []),
-        (mappable, (), [(0, 0x8000)]),
-        (mappable, (MSIX_MAPPABLE,), [(0, 0x8000)]),
-        (mappable, (MSIX_MAPPABLE, sparse), [(0, 0x1000), (0x3000, 0x2000)]),
-        (mappable, (none,), []),
-    ):
-        assert mappable_areas(RegionInfo(0, flags, 0x8000, 0, capabilities)) == areas
 
 
 def test_areas_and_offset_reach_the_client(end: Talk) -> None:

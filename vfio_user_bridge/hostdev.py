@@ -22,16 +22,12 @@ from .kernel import dmabuf, pci, vfio
 from .messages import DeviceFeature, DeviceInfo, DmaMap, IrqInfo, IrqSet, RegionInfo
 from .migration import Migration
 from .protocol import Buffer
+from .sparse import with_areas
 
 log = logging.getLogger(__name__)
 
 _PCI_COMMAND = 4
 _PCI_COMMAND_MASTER = 1 << 2
-#: what only matters to one who maps the region
-_MAPPING_CAPABILITIES = (
-    vfio.VFIO_REGION_INFO_CAP_SPARSE_MMAP,
-    vfio.VFIO_REGION_INFO_CAP_MSIX_MAPPABLE,
-)
 
 
 class HostDevice(Device):
@@ -89,11 +85,7 @@ class HostDevice(Device):
             if error.errno != errno.EINVAL:
                 raise
             return RegionInfo(index)  # no VGA on this device
-        if self._bar_mmap:
-            return info
-        kept = tuple(c for c in info.capabilities if c.id not in _MAPPING_CAPABILITIES)
-        flags = info.flags & ~(RegionFlags.MMAP | (0 if kept else RegionFlags.CAPS))
-        return replace(info, flags=flags, capabilities=kept)
+        return info if self._bar_mmap else with_areas(info, [])
 
     def _offered(self, region: RegionInfo) -> RegionInfo:
         """As the client has it: in a file of its own where the kernel can give that away."""

@@ -10,7 +10,6 @@ import ctypes
 import errno
 import logging
 import os
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,16 +18,12 @@ from . import libvfio_user as vfu
 from .device import Device, PciIrq, RegionFlags
 from .messages import RegionInfo
 from .protocol import refuse
+from .sparse import mappable_areas
 
 log = logging.getLogger(__name__)
 
 #: the types that vfu_irq_trigger serves; it has no way to signal the others
 IRQS = (PciIrq.INTX, PciIrq.MSI, PciIrq.MSIX)
-
-#: VFIO_REGION_INFO_CAP_SPARSE_MMAP, the only capability that the library knows
-_SPARSE_MMAP = 1
-_NR_AREAS = struct.Struct("=I4x")  # then one for each area: offset, size
-_AREA = struct.Struct("=QQ")
 
 
 class Listener(Protocol):
@@ -189,15 +184,3 @@ class Context:
         # What the library calls errors are the client's, as are those that `Session` logs.
         python = logging.DEBUG if level >= vfu.LOG_DEBUG else logging.INFO
         log.log(python, "%s: libvfio-user: %s", self._device.name, text.decode(errors="replace"))
-
-
-def mappable_areas(region: RegionInfo) -> list[tuple[int, int]]:
-    """What of *region* may be mapped: offset and size of each area, in bytes."""
-    if not region.flags & RegionFlags.MMAP:
-        return []
-    for capability in region.capabilities:
-        if capability.id == _SPARSE_MMAP:
-            (count,) = _NR_AREAS.unpack_from(capability.data)
-            areas = capability.data[_NR_AREAS.size :][: count * _AREA.size]
-            return list(_AREA.iter_unpack(areas))
-    return [(0, region.size)]
