@@ -89,7 +89,7 @@ def test_a_count_that_is_no_number(monkeypatch: pytest.MonkeyPatch, count: str) 
 @pytest.mark.parametrize(
     ("count", "says"),
     [
-        ("99", "LISTEN_FDS promises file descriptor 5, which isn't open"),
+        ("99", "LISTEN_FDS promises file descriptor 5, which isn't open: pass it, or unset that"),
         ("2", "file descriptor 4 is no IOMMU group: pass an open /dev/vfio/GROUP"),
     ],
 )

@@ -168,7 +168,7 @@ def test_list_some(capsys: Output) -> None:
     assert main(["list", "--group", "12"]) == 0
     assert PORT in capsys.readouterr().out
     assert main(["list", "--group", "99"]) == 1
-    assert capsys.readouterr().err.endswith("no such device in IOMMU group 99\n")
+    assert "IOMMU group 99 has no such device" in capsys.readouterr().err
     assert main(["list", "0000:05:00.0"]) == 1
     assert "0000:05:00.0: there is no such PCI device" in capsys.readouterr().err
 

@@ -200,7 +200,7 @@ print(confine(None, []))
     )
     error, summary = said.stdout.splitlines()
     lacking = "no seccomp (install python3-seccomp, or by pip pyseccomp)"
-    assert error == f"--confine all can't be had: {lacking}"
+    assert error == f"--confine all can't be had: {lacking}; auto does without"
     assert summary.startswith("user ")
     assert summary.endswith(lacking)
 

@@ -379,6 +379,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == (
         f"vfio-user-bridge: can't read {file}x: No such file or directory\n"
     )
+    file.write_text("<network/>")
+    assert main(["libvirt-xml", "--domain", str(file)]) == 1
+    assert f"{file}: this is no libvirt domain" in capsys.readouterr().err
 
 
 def test_pieces(capsys: pytest.CaptureFixture[str]) -> None:

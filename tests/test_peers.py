@@ -85,9 +85,9 @@ def test_names_and_numbers() -> None:
 
 @pytest.mark.parametrize("name", ["no such", "", "-1"])
 def test_names_that_nobody_has(name: str) -> None:
-    with pytest.raises(UsageError, match=f"there is no user '{name}'"):
+    with pytest.raises(UsageError, match=f"^--allow-uid: there is no '{name}'"):
         allowed([name], [])
-    with pytest.raises(UsageError, match=f"there is no group '{name}'"):
+    with pytest.raises(UsageError, match=f"^--allow-gid: there is no '{name}'"):
         allowed([], [name])
 
 

@@ -36,7 +36,7 @@ def passed() -> Passed:
     if process != str(os.getpid()):
         return Passed()
     if not count.isdecimal():
-        raise BridgeError(f"LISTEN_FDS={count} is no number: whatever set it isn't systemd")
+        raise BridgeError(f"LISTEN_FDS={count} is no number: it is systemd's to set; unset it")
     fds = range(_LISTEN_FDS_START, _LISTEN_FDS_START + int(count))
     sockets = tuple(fd for fd in fds if _is_socket(fd))
     return Passed(sockets, tuple(fd for fd in fds if fd not in sockets))
@@ -46,4 +46,6 @@ def _is_socket(fd: int) -> bool:
     try:
         return stat.S_ISSOCK(os.fstat(fd).st_mode)
     except OSError:
-        raise BridgeError(f"LISTEN_FDS promises file descriptor {fd}, which isn't open") from None
+        raise BridgeError(
+            f"LISTEN_FDS promises file descriptor {fd}, which isn't open: pass it, or unset that"
+        ) from None

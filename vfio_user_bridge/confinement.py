@@ -51,7 +51,7 @@ def find_user(text: str) -> User:
     try:
         entry = pwd.getpwuid(int(text)) if text.isdecimal() else pwd.getpwnam(text)
     except (KeyError, OverflowError):
-        raise UsageError(f"there is no user {text!r}") from None
+        raise UsageError(f"--user: there is no user {text!r}; getent passwd lists them") from None
     groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
     return User(entry.pw_name, entry.pw_uid, entry.pw_gid, tuple(groups))
 
@@ -103,7 +103,7 @@ def confine(
         except OSError as error:
             lacking.append(f"seccomp ({error.strerror})")
     if lacking and whole:
-        raise BridgeError(f"--confine all can't be had: no {lacking[0]}")
+        raise BridgeError(f"--confine all can't be had: no {lacking[0]}; auto does without")
     return Confinement(tuple(in_force), tuple(lacking))
 
 

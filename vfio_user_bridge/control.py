@@ -154,9 +154,13 @@ def ask(path: Path, method: str, *params: object, files: Sequence[int] = ()) -> 
             _, _, error, result = unpacker.unpack()
     except OSError as failure:
         reason = failure.strerror or failure
-        raise BridgeError(f"can't reach a bridge's control socket at {path}: {reason}") from None
+        raise BridgeError(
+            f"can't reach a bridge's control socket at {path}: {reason}; give serve's --control"
+        ) from None
     except (ValueError, pack.exceptions.UnpackException):
-        raise BridgeError(f"what listens on {path} is no bridge's control socket") from None
+        raise BridgeError(
+            f"what listens on {path} is no bridge's control socket: give serve's --control"
+        ) from None
     if error is not None:
         raise BridgeError(f"the bridge at {path} says: {error}")
     return result

@@ -110,7 +110,8 @@ class HostDevice(Device):
         if not self._warned_of_reset:
             self._warned_of_reset = True
             log.warning(
-                "%s: there is no way to reset it: what one client leaves in it, the next finds",
+                "%s: there is no way to reset it: what one client leaves in it, the next finds;"
+                " keep it to one guest",
                 self.name,
             )
         return self._info
@@ -202,9 +203,9 @@ class HostDevice(Device):
     def quiesce(self, *, reset: bool) -> None:
         self._migration.close()
         for index in self._interrupts.enabled:
-            self._try("switching interrupts off", self._interrupts.off, index)
+            self._try("switch interrupts off", self._interrupts.off, index)
         self._interrupts.forget_client()
-        self._try("switching bus mastering off", self._stop_bus_master)
+        self._try("switch bus mastering off", self._stop_bus_master)
         if not reset:
             return
         if self.info.flags & DeviceFlags.RESET:
@@ -213,7 +214,7 @@ class HostDevice(Device):
             except OSError as error:
                 # EBUSY: the last function at work there will have the bus reset.
                 level = logging.INFO if error.errno == errno.EBUSY else logging.ERROR
-                log.log(level, "%s: reset: %s", self.name, error)
+                log.log(level, "%s: can't reset it: %s", self.name, error)
         self._forget_exported()
         with self._iommu.hot_reset.lock:
             # The last close puts config space and power state back (vfio_pci_core_disable), so the
@@ -221,7 +222,7 @@ class HostDevice(Device):
             os.close(self._fd)
             self._fd = -1
             if not self._wanted_back:
-                self._try("opening it again", self._reopen)
+                self._try("open it again", self._reopen)
 
     def _reopen(self) -> None:
         fd = self._container.device(self.name)
@@ -243,7 +244,7 @@ class HostDevice(Device):
         try:
             do(*args)
         except (OSError, DeviceError) as error:
-            log.error("%s: %s: %s", self.name, what, error)
+            log.error("%s: can't %s: %s", self.name, what, error)
 
     def close(self) -> None:
         self._migration.close()

@@ -73,7 +73,9 @@ class Container:
         try:
             self._container = vfio.container_open()
             if vfio.container_api_version(self._container) != vfio.VFIO_API_VERSION:
-                raise DeviceError("this kernel's VFIO has an API that isn't known here")
+                raise DeviceError(
+                    "this kernel's VFIO has another API than version 0: look for a newer bridge"
+                )
             if not vfio.container_check_extension(self._container, vfio.VFIO_TYPE1v2_IOMMU):
                 raise DeviceError(
                     "this kernel's VFIO has no type1v2 IOMMU: modprobe vfio_iommu_type1"
@@ -108,7 +110,7 @@ class Container:
             return vfio.group_get_device(self._group, bdf)
         except OSError as error:
             raise DeviceError(
-                f"{bdf}: its VFIO driver can't open it: {error.strerror}; see the kernel log"
+                f"{bdf}: its VFIO driver can't open it: {error.strerror}; dmesg may have the reason"
             ) from None
 
     def map(self, request: DmaMap, fd: int) -> None:
@@ -172,7 +174,7 @@ class Container:
             raise self._refused(
                 errno.EINVAL,
                 f"IOVA {request.address:#x}-{last:#x} isn't within what the IOMMU can map:"
-                f" {possible}",
+                f" {possible}; give the guest less memory, or keep it out of there",
             )
 
     def _refused(self, code: int, why: str) -> OSError:
@@ -236,7 +238,10 @@ def _explain_open(node: str, group: int, error: OSError) -> str:
             )
         case errno.EACCES | errno.EPERM:
             return f"no permission to use {node}: run as root, or give its group to this user"
-    return f"can't set up IOMMU group {group} through {node}: {error.strerror}"
+    return (
+        f"can't set up IOMMU group {group} through {node}: {error.strerror};"
+        " dmesg may have the reason"
+    )
 
 
 def _contradiction(request: DmaMap, file: tuple[int, int], other: DmaMap, entry: _Entry) -> str:
@@ -247,7 +252,7 @@ def _contradiction(request: DmaMap, file: tuple[int, int], other: DmaMap, entry:
         )
 
     return (
-        f"the clients of its functions aren't one VM: {told(file, request)} contradicts another's"
+        f"the clients of its functions must be one VM: {told(file, request)} contradicts another's"
         f" {told(entry.file, other)}"
     )
 
@@ -269,7 +274,7 @@ def _explain_map(request: DmaMap, error: OSError) -> str:
     unlimited = limit == resource.RLIM_INFINITY or int(status["CapEff"], 16) >> CAP_IPC_LOCK & 1
     if unlimited or locked + request.size <= limit:
         return what + "; the host has too little free memory to pin it"
-    return (
-        f"{what}; it must be locked in memory: RLIMIT_MEMLOCK is {limit} bytes, {locked} are locked"
+    return what + (
+        f"; it must be locked in memory: RLIMIT_MEMLOCK is {limit} bytes, {locked} are locked"
         f" already, {locked + request.size} are needed (LimitMEMLOCK= in a unit, or ulimit -l)"
     )

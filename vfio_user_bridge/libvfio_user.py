@@ -194,7 +194,7 @@ def callback(name: str, act: Callable[..., int | None]) -> Any:
             log.info("%s: %s", name, error.strerror or error)
             ctypes.set_errno(error.errno or errno.EIO)
         except Exception:
-            log.exception("%s: a defect of the bridge", name)
+            log.exception("%s: a defect of the bridge, please report it", name)
             ctypes.set_errno(errno.EIO)
         return failure
 

@@ -43,11 +43,15 @@ def bridged(text: str, folder: Path) -> Bridged:
     domain = document.documentElement
     assert domain
     if domain.tagName != "domain":
-        raise BridgeError(f"this is no libvirt domain but a <{domain.tagName}>")
+        raise BridgeError(
+            f"this is no libvirt domain but a <{domain.tagName}>: virsh dumpxml prints domains"
+        )
     every = xmltree.elements(xmltree.find(domain, "devices"), "hostdev")
     hostdevs = [hostdev for hostdev in every if hostdev.getAttribute("type") == "pci"]
     if not hostdevs:
-        raise BridgeError("the domain has no <hostdev mode='subsystem' type='pci'>")
+        raise BridgeError(
+            "the domain has no <hostdev mode='subsystem' type='pci'>: give it one, or see --device"
+        )
 
     guest = GuestPci(domain)
     moved = _moved(domain, folder)
@@ -92,7 +96,9 @@ def pieces(socket: Path) -> str:
 def _bdf(hostdev: minidom.Element) -> str:
     source = xmltree.find(hostdev, "source", "address")
     if not source:
-        raise BridgeError("a <hostdev> has no <source> with an <address>")
+        raise BridgeError(
+            "a <hostdev> has no <source> with an <address>: say which device of the host it is"
+        )
     domain, bus, slot, function = (
         number(source, name) for name in ("domain", "bus", "slot", "function")
     )

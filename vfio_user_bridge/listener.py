@@ -52,7 +52,10 @@ def listen(path: Path, mode: int) -> Listener:
         return Listener(sock, path, path.stat().st_ino)
     except OSError as error:
         sock.close()
-        raise BridgeError(f"can't listen on {path}: {error.strerror or error}") from None
+        raise BridgeError(
+            f"can't listen on {path}: {error.strerror or error}; choose another path, or make its"
+            " folder"
+        ) from None
     except BridgeError:
         sock.close()
         raise
@@ -88,14 +91,16 @@ def inherited(fd: int) -> Listener:
     """
     try:
         sock = socket.socket(fileno=fd)
-    except (OSError, ValueError) as error:
-        raise BridgeError(f"file descriptor {fd} is no socket: {error}") from None
+    except (OSError, ValueError):
+        raise BridgeError(
+            f"file descriptor {fd} is no socket: pass a listening UNIX stream socket"
+        ) from None
     if (
         sock.family != socket.AF_UNIX
         or sock.type != socket.SOCK_STREAM
         or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
     ):
         sock.detach()
-        raise BridgeError(f"file descriptor {fd} is no listening UNIX stream socket")
+        raise BridgeError(f"file descriptor {fd} is no listening UNIX stream socket: pass one")
     sock.set_inheritable(False)
     return Listener(sock)

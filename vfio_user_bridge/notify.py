@@ -68,5 +68,9 @@ class Manager:
         except OSError as error:
             if not self._deaf:
                 why = error.strerror
-                log.warning("can't tell the service manager at %s: %s", self._address, why)
+                log.warning(
+                    "can't tell the service manager at %s: %s; serving all the same",
+                    self._address,
+                    why,
+                )
             self._deaf = True  # not for ever: without a sign of life it would end us

@@ -75,15 +75,21 @@ def allowed(users: Iterable[str], groups: Iterable[str]) -> Allowed:
 
     :raise UsageError: there is no user or group of such a name
     """
-    uids = (_number(text, "user", lambda name: pwd.getpwnam(name).pw_uid) for text in users)
-    gids = (_number(text, "group", lambda name: grp.getgrnam(name).gr_gid) for text in groups)
+    uids = (
+        _number(text, "uid", "passwd", lambda name: pwd.getpwnam(name).pw_uid) for text in users
+    )
+    gids = (
+        _number(text, "gid", "group", lambda name: grp.getgrnam(name).gr_gid) for text in groups
+    )
     return Allowed(frozenset(uids), frozenset(gids))
 
 
-def _number(text: str, kind: str, find: Callable[[str], int]) -> int:
+def _number(text: str, kind: str, database: str, find: Callable[[str], int]) -> int:
     if text.isdecimal():
         return int(text)
     try:
         return find(text)
     except KeyError:
-        raise UsageError(f"there is no {kind} {text!r}") from None
+        raise UsageError(
+            f"--allow-{kind}: there is no {text!r}; getent {database} lists them"
+        ) from None

@@ -112,7 +112,7 @@ class Server:
                     for key, _ in self._selector.select(self._patience()):
                         key.data()
                 except (OSError, MemoryError) as error:
-                    log.error("the host fails us: %s", str(error) or "no memory")
+                    log.error("the host fails us: %s; trying again", str(error) or "no memory")
                     time.sleep(_PAUSE)
                 for port in self._ports:
                     if port.door_shut and not port.busy:
@@ -169,7 +169,10 @@ class Server:
             port.sessions.put(None)
             port.thread.join(_PATIENCE)
             if port.thread.is_alive():
-                log.error("%s: doesn't come to rest; leaving it", port.device.name)
+                log.error(
+                    "%s: doesn't come to rest; leaving it, dmesg may have the reason",
+                    port.device.name,
+                )
                 return
         port.device.close()
 
@@ -210,7 +213,9 @@ class Server:
         except BlockingIOError:
             return  # gone again
         except OSError as error:
-            log.error("%s: can't accept a client: %s", port.device.name, error.strerror)
+            log.error(
+                "%s: can't accept a client: %s; trying again", port.device.name, error.strerror
+            )
             time.sleep(_PAUSE)  # out of descriptors, most likely; the client stays at the door
             return
         try:
@@ -245,7 +250,10 @@ class Server:
             try:
                 session.run(reset=self._reset)
             except Exception:
-                log.exception("%s: a defect of the bridge ended this session", port.device.name)
+                log.exception(
+                    "%s: a defect of the bridge ended this session, please report it",
+                    port.device.name,
+                )
             finally:
                 port.over.set()
                 with contextlib.suppress(OSError):  # the server is closing, or will glance

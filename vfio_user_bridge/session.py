@@ -79,9 +79,12 @@ class Session:
             with suppress(PeerGoneError):
                 self._connection.flush()  # what made sense is answered
         except (OSError, MemoryError, DeviceError) as error:
-            why = f"put out: the host fails us: {str(error) or 'no memory'}"
+            failure = str(error) or "no memory"
+            why = f"put out: the host fails us: {failure}"
             self.counters.blame(why)
-            log.error("%s: %s", self._device.name, why)
+            log.error(
+                "%s: the host fails us, the client is put out: %s", self._device.name, failure
+            )
         finally:
             with self._turn:
                 self._clean_up(reset=reset)
@@ -187,7 +190,7 @@ class Session:
         try:
             self._device.dma_unmap(entry)
         except OSError as error:
-            log.error("%s: unmapping: %s", self._device.name, error.strerror)
+            log.error("%s: can't take a DMA map back: %s", self._device.name, error.strerror)
 
     def _report(self, why: str) -> None:
         if not self.state:

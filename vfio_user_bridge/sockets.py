@@ -59,7 +59,9 @@ def match_sockets(sockets: Sequence[Listener], names: Sequence[str]) -> dict[str
     :raise UsageError: they don't fit
     """
     if len(sockets) != len(names):
-        raise UsageError(f"{len(sockets)} sockets were passed in for {len(names)} devices")
+        raise UsageError(
+            f"{len(sockets)} sockets were passed in for {len(names)} devices: pass one for each"
+        )
     by_file = {Path(listener.address).name: listener for listener in sockets}
     named = {name: by_file.get(socket_name(name)) for name in names}
     if not any(named.values()):
@@ -67,6 +69,6 @@ def match_sockets(sockets: Sequence[Listener], names: Sequence[str]) -> dict[str
     if missing := [name for name, listener in named.items() if listener is None]:
         raise UsageError(
             f"no socket was passed in that is called {socket_name(missing[0])}, and others are"
-            " called after their devices"
+            " called after their devices: call all of them so, or none"
         )
     return {name: listener for name, listener in named.items() if listener}

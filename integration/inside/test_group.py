@@ -49,7 +49,7 @@ def test_contradicting_maps_are_refused_and_named(bridge: Bridge) -> None:
         assert second.dma_map_refused(fd, IOVA, 2 * PAGE) == errno.EBUSY
         second.dma_map(other, IOVA + PAGE, PAGE)
         inode = os.fstat(other).st_ino
-        assert lines(bridge.log(), rf"aren't one VM: .*{IOVA:#x} \(inode {inode} .*contradicts")
+        assert lines(bridge.log(), rf"must be one VM: .*{IOVA:#x} \(inode {inode} .*contradicts")
 
 
 def test_a_map_waits_for_its_contradiction_to_go(bridge: Bridge) -> None:

@@ -45,7 +45,10 @@ def run(options: argparse.Namespace) -> None:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise BridgeError(f"can't read {options.domain}: {reason}") from None
-    done = bridged(text, options.socket_dir.absolute())
+    try:
+        done = bridged(text, options.socket_dir.absolute())
+    except BridgeError as error:
+        raise type(error)(f"{options.domain}: {error}") from None
     print(done.text, end="")
     for line in done.lost:
         complain(line)

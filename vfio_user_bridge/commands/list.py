@@ -42,7 +42,9 @@ def run(options: argparse.Namespace) -> None:
     if options.group is not None:
         devices = [device for device in devices if device.iommu_group == options.group]
         if not devices:
-            raise DeviceError(f"there is no such device in IOMMU group {options.group}")
+            raise DeviceError(
+                f"IOMMU group {options.group} has no such device: see them all without --group"
+            )
     names, used = PciIds.load(), uses()
     entries = [entry(device, names, used.get(device.bdf, ())) for device in devices]
     if options.json:

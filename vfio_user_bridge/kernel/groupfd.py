@@ -38,7 +38,9 @@ def group_of(fd: int, sysfs: Path = SYSFS) -> int:
     try:
         status = os.fstat(fd)
     except (OSError, OverflowError):
-        raise BridgeError(f"file descriptor {fd} is not open") from None
+        raise BridgeError(
+            f"file descriptor {fd} is not open: pass an open /dev/vfio/GROUP"
+        ) from None
     if stat.S_ISCHR(status.st_mode):
         number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
         device = (sysfs / "dev/char" / number).resolve()

@@ -117,7 +117,9 @@ class PciDevice:
         except OSError as error:
             if not self.path.exists():
                 raise gone(self.bdf) from None
-            raise DeviceError(f"{self.bdf}: can't read {name}: {error.strerror}") from None
+            raise DeviceError(
+                f"{self.bdf}: can't read {name}: {error.strerror}; dmesg may have the reason"
+            ) from None
 
     def _number(self, name: str) -> int:
         return int(self._read(name), 16)
