@@ -101,13 +101,13 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
         devices.check_groups()
         control = None
         if options.control:
+            from .methods import methods  # confined, it might not be found
+
             control = _control(options.control)
             undo.callback(control.close)
             files.append(options.control)
         confinement = _confine(options, user, files)
         if control:
-            from .methods import methods
-
             control.start(*methods(server, confinement))
 
         def announce() -> None:
