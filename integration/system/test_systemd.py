@@ -246,6 +246,31 @@ def test_who_may_connect() -> None:
     systemctl("start", service(DEVICE))  # whoever came has started it, and is waited for
 
 
+def test_the_operator_looks_and_acts(tmp_path: Path) -> None:
+    page.run("systemd.md", {"0000:01:10.1": DEVICE}, section="Seeing and controlling it")
+    control, trace = f"/run/vfio-user-bridge-control/{DEVICE}", tmp_path / "trace"
+
+    def tell(*words: str | Path) -> None:
+        subprocess.run(("vfio-user-bridge", "control", *words, "--control", control), check=True)
+
+    with client(DEVICE) as remote:
+        tell("record", trace)
+        remote.write(edu.BAR, edu.RAISE, 4, 0)
+        tell("stop-recording")
+        tell("reset")
+        tell("disconnect")
+        remote.wire.wait_until_hung_up()
+    show = ("vfio-user-bridge", "trace", "show", trace)
+    shown = subprocess.run(show, capture_output=True, text=True, check=True).stdout
+    assert "write" in shown
+    assert "bar0" in shown
+    tell("drain")
+    with pytest.raises((EOFError, ConnectionResetError)):
+        client(DEVICE)
+    tell("admit")
+    serves(DEVICE)
+
+
 def test_several_devices_of_a_group() -> None:
     first, second = devices.EDU_PAIR
     there = {"0000:02:00.0": first, "0000:02:00.1": second}
