@@ -43,4 +43,6 @@ def test_the_same_bytes(tmp_path: Path) -> None:
     commit = time.gmtime(int(git("log", "-1", "--format=%ct")))
     with zipfile.ZipFile(here) as entries:
         dates = {entry.date_time for entry in entries.infolist()}
+        names = set(entries.namelist())
     assert dates == {(*commit[:5], commit.tm_sec // 2 * 2)}  # zip has every second second
+    assert {"vfio_user_bridge/py.typed", "vfio_user_bridge/trace/registers/pci.toml"} <= names
