@@ -69,9 +69,12 @@ class Trace:
                     record = RECORDS[kind](*values)
                 case _:
                     raise self._error(f"what ends at byte {self._unpacker.tell()} is no record")
-            yield record
             if type(record) is End:
+                if not record.reason.isprintable():
+                    raise self._error("its end is damaged")
+                yield record
                 return
+            yield record
         self.truncated = True
 
     def _next(self) -> Any:
@@ -119,7 +122,9 @@ def _header_of(first: dict[str, Any]) -> Header:
             "regions": list(regions),
             "irqs": list(irqs),
             "config": bytes(config),
-        } if all(list(map(type, each)) == [int, int, int] for each in (*regions, *irqs)):
+        } if f"{device}{bridge}".isprintable() and all(
+            list(map(type, each)) == [int, int, int] for each in (*regions, *irqs)
+        ):
             return Header(
                 device,
                 bridge,
