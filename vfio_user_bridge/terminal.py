@@ -55,7 +55,8 @@ Part = Text | Table
 def show(parts: Iterable[Part]) -> None:
     """Print each part on lines of its own."""
     if (console := _console()) is None:
-        print("\n".join(str(part) for part in parts))
+        for part in parts:
+            print(part)
         return
     for part in parts:
         console.print(rendered(part), soft_wrap=not isinstance(part, Table))

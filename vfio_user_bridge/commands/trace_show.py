@@ -4,19 +4,37 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from . import complain
+from .recordings import add_recording, chosen, missing_end
 
 NAME = "show"
 SUMMARY = "print what was asked of the device, a line each"
+EPILOG = """\
+A line says when, in seconds from the beginning; how long the device took; what
+it was. Values are hexadecimal, of 1, 2, 4 or 8 bytes as a little-endian
+number, and fields of registers are told unless they are 0.
+"""
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", type=Path, help="the recording")
+    add_recording(parser)
+    parser.add_argument("--json", action="store_true", help="an object a line, for programs")
 
 
 def run(options: argparse.Namespace) -> None:
+    from vfio_user_bridge.terminal import show
+    from vfio_user_bridge.trace import objects, text
+    from vfio_user_bridge.trace.names import Names
     from vfio_user_bridge.trace.reader import Trace
 
+    wanted = chosen(options)
     with Trace(options.file) as trace:
-        for record in trace:
-            print(record)
+        names = Names(trace.header, options.registers)
+        records = (record for record in trace if wanted.passes(record))
+        if options.json:
+            show(objects.lines(trace.header, records, names))
+        else:
+            show(text.lines(trace.header, records, names))
+        if trace.truncated:
+            complain(missing_end(options.file))
