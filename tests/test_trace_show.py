@@ -95,7 +95,14 @@ def test_lines() -> None:
 
 @pytest.mark.parametrize(
     ("nanoseconds", "expected"),
-    [(0, "0 ns"), (999, "999 ns"), (1000, "1.0 µs"), (12_345, "12 µs"), (2_500_000, "2.5 ms")],
+    [
+        (0, "0 ns"),
+        (999, "999 ns"),
+        (1000, "1.0 µs"),
+        (9_960, "10 µs"),
+        (12_345, "12 µs"),
+        (2_500_000, "2.5 ms"),
+    ],
 )
 def test_durations(nanoseconds: int, expected: str) -> None:
     assert duration(nanoseconds) == expected

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import argparse
 
-from . import add_commands, trace_show
+from . import add_commands, trace_show, trace_stats
 
 NAME = "trace"
 SUMMARY = "look into what serve --record recorded"
 
-COMMANDS = (trace_show,)
+COMMANDS = (trace_show, trace_stats)
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:

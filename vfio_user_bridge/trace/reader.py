@@ -63,10 +63,10 @@ class Trace:
     def __iter__(self) -> Iterator[Record]:
         while (found := self._next()) != _ZEROS:
             match found:
-                case [int(kind), *values] if kind not in RECORDS and len(values) >= 3:
-                    continue  # of a later minor version
                 case [int(kind), *values] if tuple(map(type, values)) == _TYPES.get(kind):
                     record = RECORDS[kind](*values)
+                case [int(kind), _, _, _, *_] if kind not in RECORDS:
+                    continue  # of a later bridge
                 case _:
                     raise self._error(f"what ends at byte {self._unpacker.tell()} is no record")
             if type(record) is End:

@@ -172,5 +172,5 @@ def duration(nanoseconds: float) -> str:
     for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
         if nanoseconds >= size:
             number = nanoseconds / size
-            return f"{number:.1f} {unit}" if number < 10 else f"{number:.0f} {unit}"
+            return f"{number:.1f} {unit}" if number < 9.95 else f"{number:.0f} {unit}"
     return f"{nanoseconds:.0f} ns"
