@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         options = build_parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
-        options.run(options)
+        status = options.run(options)
         sys.stdout.flush()
     except BridgeError as error:
         complain(str(error))
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except SystemExit as leaving:  # argparse, after --help and --version
         return int(leaving.code or 0)
-    return 0
+    return int(status or 0)
 
 
 def _with_command(words: Sequence[str]) -> list[str]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """The commands, a file each: `NAME` and `SUMMARY`, what it can be told (`add_to`), and `run`.
 
+`run` gives the exit status if that isn't 0.
+
 All of them are read whenever the program starts, so what a command needs is imported in its `run`.
 """
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What `trace show`, `stats` and `plot` have in common: which recording, and which part of it."""
+"""What the commands of `trace` have in common: which recording, and which part of it."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +13,19 @@ if TYPE_CHECKING:
     from vfio_user_bridge.trace.filters import Filter
 
 
+#: of those that compare
+STATUSES = """\
+Exit status: 0 no difference, 1 there is one, 2 it can't be told.
+"""
+
+
 def add_recording(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", type=Path, help="the recording")
+    add_registers(parser)
+    add_part(parser)
+
+
+def add_registers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--registers",
         metavar="FILE",
@@ -21,6 +34,9 @@ def add_recording(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="names of the device's registers, in TOML; repeat it for more files",
     )
+
+
+def add_part(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--command",
         metavar="KINDS",
@@ -59,3 +75,15 @@ def chosen(options: argparse.Namespace) -> Filter:
 def missing_end(path: Path) -> str:
     """What to say of a trace whose reader found no end."""
     return f"{path}: the end is missing: the recording goes on, or it was cut off"
+
+
+@contextmanager
+def comparing() -> Iterator[None]:
+    """What can't be compared is no difference: it has diff(1)'s exit status."""
+    from vfio_user_bridge.errors import BridgeError
+
+    try:
+        yield
+    except BridgeError as error:
+        error.exit_status = 2
+        raise

@@ -67,11 +67,15 @@ def lines(header: Header, records: Iterable[Record], names: Names) -> Iterator[T
 def line(record: Record, names: Names) -> str:
     """When (in seconds), how long it took, and what it was."""
     took = "" if type(record) is End else duration(record.latency)
-    start = f"{record.t / 1e9:12.6f} {took:>8}  {kind(record):6} "
+    return f"{record.t / 1e9:12.6f} {took:>8}  {asked(record, names)}"
+
+
+def asked(record: Record, names: Names) -> str:
+    """What it was."""
     said = words(record, names)
     if record.errno:
         said = f"{said}  {error_name(record.errno)}".lstrip()
-    return f"{start} {said}".rstrip()
+    return f"{kind(record):6}  {said}".rstrip()
 
 
 def kind(record: Record) -> str:
