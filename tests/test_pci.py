@@ -169,7 +169,7 @@ def test_no_group(fake: FakeSysfs) -> None:
     why = obstacle(fake)
     assert why
     assert why[0] == "no IOMMU"
-    assert why[1].startswith(f"{NIC} has no IOMMU group: enable the IOMMU")
+    assert why[1].startswith(f"{NIC} has no IOMMU group; enable the IOMMU")
 
 
 def test_bound_to_a_host_driver(fake: FakeSysfs) -> None:

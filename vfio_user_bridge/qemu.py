@@ -23,8 +23,7 @@ def arguments(sockets: Iterable[Path], memory: str = DEFAULT_MEMORY) -> list[str
 
     :raise UsageError: *memory* is no such size
     """
-    if not re.fullmatch(r"[1-9][0-9]*[MGT]?", memory, re.IGNORECASE):
-        raise UsageError(f"{memory!r} is not a memory size: write it as 4G or 512M")
+    memory_size(memory)
     # -m takes a bare number as MiB, an object's size as bytes.
     size = memory if memory[-1].isalpha() else f"{memory}M"
     return [
@@ -36,6 +35,17 @@ def arguments(sockets: Iterable[Path], memory: str = DEFAULT_MEMORY) -> list[str
         size,
         *(word for path in sockets for word in ("-device", compact(device(path)))),
     ]
+
+
+def memory_size(text: str) -> int:
+    """The bytes of a size as `arguments` takes it.
+
+    :raise UsageError: it is no such size
+    """
+    found = re.fullmatch(r"([1-9][0-9]{0,9})([MGT]?)", text, re.ASCII | re.IGNORECASE)
+    if not found:
+        raise UsageError(f"{text!r} is not a memory size: write it as 4G or 512M")
+    return int(found[1]) << {"": 20, "M": 20, "G": 30, "T": 40}[found[2].upper()]
 
 
 def device(socket: Path) -> dict[str, object]:

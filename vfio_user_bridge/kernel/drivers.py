@@ -250,19 +250,19 @@ def _refuse_in_use(device: PciDevice, dev: Path) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:
             return
-        users = " and ".join(_users(node)) or "a process that can't be seen from here"
+        users = " and ".join(holders(node)) or "a process that can't be seen from here"
         raise DeviceError(
             f"{device.bdf}: IOMMU group {device.iommu_group} is in use by {users}; stop that first"
         ) from None
 
 
-def _users(node: Path) -> list[str]:
+def holders(node: Path) -> list[str]:
     """The processes that have *node* open, as far as /proc shows them."""
-    users = []
+    found = []
     for process in Path("/proc").iterdir():
         try:
             if any(os.readlink(fd) == str(node) for fd in (process / "fd").iterdir()):  # noqa: PTH115
-                users.append(f"{(process / 'comm').read_text().strip()} (pid {process.name})")
+                found.append(f"{(process / 'comm').read_text().strip()} (pid {process.name})")
         except OSError:  # no process, ended, or not ours to look into
             continue
-    return users
+    return found

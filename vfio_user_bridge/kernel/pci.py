@@ -98,6 +98,17 @@ class PciDevice:
         return self.driver == "vfio-pci" or (self.path / "vfio-dev").exists()
 
     @property
+    def power_state(self) -> str:
+        """``D0`` to ``D3cold``; nothing if the kernel doesn't tell. Linux 5.11."""
+        return self._optional("power_state")
+
+    @property
+    def answers(self) -> bool:
+        """Whether it has a config space: one that has lost its power or link reads as all ones."""
+        # The IDs alone don't tell, for a virtual function's are all ones (SR-IOV, 3.4.1.1).
+        return self._read("config", 64).strip(b"\xff") != b""
+
+    @property
     def is_endpoint(self) -> bool:
         """Header type 0, all that vfio-pci takes (vfio_pci_core_register_device)."""
         return self._read("config", 64)[0x0E] & 0x7F == 0
@@ -188,10 +199,21 @@ def offenders(group: int, sysfs: Path = SYSFS) -> list[PciDevice]:
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """Why a device can't be served as things are: in a word or two, and in a line with advice."""
+    """Why a device can't be served as things are.
+
+    *word* is one or two, *seen* is a line; *advice* is what to do, if anything can be done, and
+    *command* what does it, if that is one of ours.
+    """
 
     word: str
-    line: str
+    seen: str
+    advice: str = ""
+    command: str = ""
+
+    @property
+    def line(self) -> str:
+        mend = ": ".join(part for part in (self.advice, self.command) if part)
+        return "; ".join(part for part in (self.seen, mend) if part)
 
 
 def obstacle(device: PciDevice) -> Obstacle | None:
@@ -206,8 +228,9 @@ def obstacle(device: PciDevice) -> Obstacle | None:
     if group is None:
         return Obstacle(
             "no IOMMU",
-            f"{bdf} has no IOMMU group: enable the IOMMU (VT-d, AMD-Vi) in the firmware,"
-            " and boot with intel_iommu=on if it is Intel's",
+            f"{bdf} has no IOMMU group",
+            "enable the IOMMU (VT-d, AMD-Vi) in the firmware, and boot with intel_iommu=on if it is"
+            " Intel's",
         )
     others = [other for other in offenders(group, device.sysfs) if other.bdf != bdf]
     for other in others:
@@ -215,7 +238,8 @@ def obstacle(device: PciDevice) -> Obstacle | None:
             return Obstacle(
                 "group",
                 f"IOMMU group {group} is not viable: it holds {other.bdf}, a bridge that"
-                f" {other.driver} drives; put {bdf} into another slot",
+                f" {other.driver} drives",
+                f"put {bdf} into another slot",
             )
     named = ", ".join(f"{other.bdf} is bound to {other.driver}" for other in others)
     if not device.under_vfio:
@@ -224,12 +248,15 @@ def obstacle(device: PciDevice) -> Obstacle | None:
         also = f" and in its IOMMU group {group} {named}" if others else ""
         return Obstacle(
             "bind --group" if others else "bind",
-            f"{bdf} {state}{also}; bind to vfio-pci: vfio-user-bridge bind {option}",
+            f"{bdf} {state}{also}",
+            "bind to vfio-pci",
+            f"vfio-user-bridge bind {option}",
         )
     if others:
         return Obstacle(
             "bind --group",
-            f"IOMMU group {group} is not viable: {named};"
-            f" bind to vfio-pci too: vfio-user-bridge bind --group {bdf}",
+            f"IOMMU group {group} is not viable: {named}",
+            "bind to vfio-pci too",
+            f"vfio-user-bridge bind --group {bdf}",
         )
     return None
