@@ -7,7 +7,9 @@ hypothesis tries the same examples each time, however slow the machine is.
 from __future__ import annotations
 
 import gc
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -26,3 +28,12 @@ def no_descriptor_leaks() -> Iterator[None]:
         gc.collect()  # what pytest keeps of a failure, and reference cycles of the standard library
         after = open_descriptors()
         assert after.keys() <= before.keys(), f"left open: {after.items() - before.items()}"
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """Where every user may look: pytest's own folders are one's own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder

@@ -26,7 +26,7 @@ from vfio_user_bridge.kernel import drivers, inuse, pci
 from vfio_user_bridge.opening import device_name
 
 NIC, TWIN, PORT = "0000:01:10.1", "0000:01:10.2", "0000:00:01.0"
-COMMANDS = ("serve", "list", "bind", "unbind", "status", "qemu-args", "libvirt-xml")
+COMMANDS = ("serve", "doctor", "list", "bind", "unbind", "status", "qemu-args", "libvirt-xml")
 COMMAND = (sys.executable, "-m", "vfio_user_bridge")
 
 
@@ -97,6 +97,8 @@ def test_help_fits_a_terminal(
         ("serve model:edu 01:10.1 --socket-path a", "several devices need a socket each"),
         ("libvirt-xml", "one of the arguments --domain --device is required"),
         ("libvirt-xml --domain a --device b", "not allowed with argument"),
+        ("doctor 1", "'1' is not a PCI address"),
+        ("doctor --memory big", "'big' is not a memory size: write it as 4G or 512M"),
         ("qemu-args a --memory big", "'big' is not a memory size: write it as 4G or 512M"),
     ],
 )

@@ -16,6 +16,7 @@ from .commands import (
     bind,
     complain,
     control,
+    doctor,
     libvirt_xml,
     qemu_args,
     serve,
@@ -36,6 +37,7 @@ the hardware. QEMU needs no access to /dev/vfio.
 
 EXAMPLES = """\
 examples:
+  vfio-user-bridge doctor                           what this host still needs
   vfio-user-bridge list                             what can be given to a guest
   vfio-user-bridge bind 0000:01:10.1                take it from its driver
   vfio-user-bridge serve 0000:01:10.1 --socket-path /run/nic.sock
@@ -47,7 +49,7 @@ examples:
 """
 
 #: in the order of --help
-COMMANDS = (serve, list_, bind, unbind, status, control, trace, qemu_args, libvirt_xml)
+COMMANDS = (serve, doctor, list_, bind, unbind, status, control, trace, qemu_args, libvirt_xml)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
