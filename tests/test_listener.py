@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user_bridge.errors import BridgeError
-from vfio_user_bridge.listener import inherited, listen
+from vfio_user_bridge.errors import BridgeError, UsageError
+from vfio_user_bridge.listener import inherited, listen, listen_at
 
 
 @pytest.fixture
@@ -109,6 +109,58 @@ def test_the_file_of_another_server_stays(path: Path, tmp_path: Path) -> None:
     with closing(listen(path, 0o600)):
         first.close()
         assert path.is_socket()
+
+
+# ---- A path or a TCP port -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["127.0.0.1:0", "[::1]:0"])
+def test_a_tcp_port(where: str) -> None:
+    with closing(listen_at(where, 0o600)) as listener:
+        address, port = listener.address.rsplit(":", 1)
+        assert address == where.removesuffix(":0")
+        with socket.create_connection((address.strip("[]"), int(port))):
+            pass
+        with pytest.raises(BridgeError, match=r"can't listen on .*: Address already in use"):
+            listen_at(listener.address, 0o600)
+
+
+def test_a_port_is_free_again_at_once(resources: ExitStack) -> None:
+    with closing(listen_at("127.0.0.1:0", 0o600)) as listener:
+        address = listener.socket.getsockname()
+        client = resources.enter_context(socket.create_connection(address))
+        listener.socket.accept()[0].close()  # so that it is we who wait in TIME_WAIT
+        assert client.recv(1) == b""
+    listen_at(f"{address[0]}:{address[1]}", 0o600).close()
+
+
+@pytest.mark.parametrize("where", ["a.sock", "./a:9105", "/tmp/[::1]:9105"])
+def test_what_has_a_slash_or_no_colon_is_a_path(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    where = where.replace("/tmp", str(tmp_path))
+    with closing(listen_at(where, 0o640)) as listener:
+        assert stat.S_IMODE(Path(where).stat().st_mode) == 0o640
+        assert listener.path == Path(where)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        *(":9105", "9105:", "localhost:9105", "127.1:9105", "::1:9105", "[127.0.0.1]:1"),
+        *("127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", "[::1]", "[::1]:-1", "[]:1"),
+        *("\udcff:1", "\0:1"),
+    ],
+)
+def test_neither(where: str) -> None:
+    with pytest.raises(UsageError, match=r"give an address and a port, such as 127\.0\.0\.1"):
+        listen_at(where, 0o600)
+
+
+def test_another_hosts_address() -> None:
+    with pytest.raises(BridgeError, match=r"192\.0\.2\.1:9105: Cannot assign requested address"):
+        listen_at("192.0.2.1:9105", 0o600)
 
 
 # ---- Inherited ------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The sockets that clients come to: made here, or inherited as descriptors."""
+"""The sockets that clients come to: made here, or inherited as descriptors.
+
+Devices have UNIX sockets. What is for others to look at may have a TCP port.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BridgeError
+from .errors import BridgeError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +26,13 @@ class Listener:
 
     @property
     def address(self) -> str:
-        """As ss(8) writes it: a path, or @name for one in the abstract namespace."""
+        """As ss(8) writes it: a path, @name in the abstract namespace, or ADDRESS:PORT."""
         address = self.socket.getsockname()
         if isinstance(address, bytes):
             return "@" + address[1:].decode(errors="replace")
+        if isinstance(address, tuple):
+            host, port = address[:2]
+            return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         return str(address)
 
     def close(self) -> None:
@@ -61,6 +67,35 @@ def listen(path: Path, mode: int) -> Listener:
         raise
     finally:
         os.umask(mask)
+
+
+def listen_at(where: str, mode: int) -> Listener:
+    """Listen on a TCP port, such as 127.0.0.1:9105 or [::1]:9105, or as `listen` does.
+
+    :raise UsageError: it is neither a path nor an address with a port
+    :raise BridgeError: it can't be had
+    """
+    if "/" in where or ":" not in where:
+        return listen(Path(where), mode)
+    host, _, port = where.rpartition(":")
+    family, numeric = socket.AF_INET, host
+    if host.startswith("[") and host.endswith("]"):
+        family, numeric = socket.AF_INET6, host[1:-1]
+    try:
+        socket.inet_pton(family, numeric)
+        number = int(port)
+        if not 0 <= number < 1 << 16:
+            raise ValueError
+    except (OSError, ValueError):
+        raise UsageError(
+            f"can't listen on {where!r}: give an address and a port, such as 127.0.0.1:9105 or"
+            " [::1]:9105, or a path"
+        ) from None
+    try:
+        return Listener(socket.create_server((numeric, number), family=family))
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)  # create_server() has a text of its own
+        raise BridgeError(f"can't listen on {where}: {reason}") from None
 
 
 def _remove_stale(path: Path) -> None:
