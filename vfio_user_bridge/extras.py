@@ -17,7 +17,7 @@ def load(module: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError:
-        package = module.partition(".")[0]
+        package = module.partition(".")[0].replace("_", "-")
         raise BridgeError(
             f"{what} takes {package}: install python3-{package}, or by pip {package}"
         ) from None

@@ -23,7 +23,7 @@ from .confinement import Confinement, User, confine, find_user
 from .device import Device
 from .errors import UsageError
 from .limits import Limits, parse
-from .listener import listen
+from .listener import listen, listen_at
 from .log import set_up as set_up_log
 from .notify import Manager
 from .opening import Devices, device_name
@@ -34,6 +34,7 @@ from .sockets import Sockets
 
 if TYPE_CHECKING:
     from .control import Control
+    from .httpd import Httpd
     from .recording import RecordedDevice
 
 log = logging.getLogger(__name__)
@@ -106,14 +107,24 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
             control = _control(options.control)
             undo.callback(control.close)
             files.append(options.control)
+        metrics = None
+        if options.metrics:
+            metrics = _metrics(options, server)
+            undo.callback(metrics.close)
+            if metrics.listener.path:
+                files.append(metrics.listener.path)
         confinement = _confine(options, user, files)
+        if metrics:
+            metrics.start()
         if control:
             control.start(*methods(server, confinement))
 
         def announce() -> None:
+            log.info("confined: %s", confinement)
+            if metrics:
+                log.info("metrics on %s", metrics.listener.address)
             sys.stdout.write("".join(ready))
             sys.stdout.flush()
-            log.info("confined: %s", confinement)
 
         gc.freeze()  # all this stays: no collection need look at it again
         server.run(announce)
@@ -139,6 +150,13 @@ def _control(path: Path) -> Control:
     from .control import Control
 
     return Control(listen(path, 0o600))
+
+
+def _metrics(options: Namespace, server: Server) -> Httpd:
+    """:raise BridgeError: prometheus_client isn't installed, or the socket can't be made"""
+    from .metrics import offer
+
+    return offer(listen_at(options.metrics, 0o600), server.status, options.engine)
 
 
 def _confine(options: Namespace, user: User | None, sockets: Sequence[Path]) -> Confinement:

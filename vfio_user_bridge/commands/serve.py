@@ -120,6 +120,12 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     )
     add_record_limit(parser, "--record-limit")
     parser.add_argument(
+        "--metrics",
+        metavar="ADDRESS:PORT|PATH",
+        help="where Prometheus finds metrics: on a TCP port, such as 127.0.0.1:9105, or on a socket"
+        " to be made for the user of this process alone",
+    )
+    parser.add_argument(
         "--limit",
         metavar="NAME=VALUE",
         action="append",
