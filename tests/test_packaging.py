@@ -14,6 +14,7 @@ TOP = Path(__file__).parents[1]
 FOLDERS = (
     "docs/man",
     "integration/bash",
+    "integration/grafana",
     "integration/libvirt",
     "integration/systemd",
     "integration/vfio-user",
