@@ -132,7 +132,7 @@ class Control:
         except BridgeError as error:
             return str(error), None
         except Exception:
-            log.exception("control: a defect of the bridge in %s", name)
+            log.exception("control: a defect of the bridge in %s, please report it", name)
             return "a defect of the bridge; its log says more", None
 
 
