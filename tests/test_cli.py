@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests import command_line
 from tests.fake_sysfs import FakeSysfs
 from vfio_user_bridge import __version__
 from vfio_user_bridge.cli import main
@@ -66,13 +67,23 @@ def test_help_names_every_command(capsys: Output) -> None:
     assert all(f"    {command}" in text for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [(), *command_line.every()])
 def test_help_fits_a_terminal(
-    command: str, capsys: Output, monkeypatch: pytest.MonkeyPatch
+    command: tuple[str, ...], capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert main([command, "--help"]) == 0
+    assert main([*command, "--help"]) == 0
     assert max(len(line) for line in capsys.readouterr().out.splitlines()) <= 80
+
+
+def test_prose_of_help_fits_a_narrow_one(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is indented stays as it is: commands to be copied."""
+    monkeypatch.setenv("COLUMNS", "50")
+    assert main(["qemu-args", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert '    "$(vfio-user-bridge qemu-args /run/nic.sock)"' in lines
+    description = lines[lines.index("") : lines.index("positional arguments:")]
+    assert 30 < max(map(len, description)) <= 50
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import NoReturn
 from . import __version__
 from .commands import (
     PROGRAM,
+    HelpFormatter,
     add_commands,
     bind,
     complain,
@@ -31,21 +32,25 @@ DESCRIPTION = """\
 Give a virtual machine a physical PCI device over one safe UNIX socket.
 
 One process owns the device through kernel VFIO; an unmodified QEMU (10.1 or
-later) connects to its socket in the vfio-user protocol, and the guest drives
-the hardware. QEMU needs no access to /dev/vfio.
+later) connects to its socket with -device vfio-user-pci, and the guest drives
+the hardware. QEMU needs no access to /dev/vfio, no locked-memory limit and no
+capability.
+
+A BDF is a device's PCI address, domain:bus:device.function in hexadecimal, such
+as 0000:01:10.1; the domain may be left out where it is 0000.
 """
 
 EXAMPLES = """\
 examples:
-  vfio-user-bridge doctor                           what this host still needs
-  vfio-user-bridge list                             what can be given to a guest
-  vfio-user-bridge bind 0000:01:10.1                take it from its driver
+  vfio-user-bridge doctor                   what this host still needs
+  vfio-user-bridge list                     what can be given to a guest
+  vfio-user-bridge bind 0000:01:10.1        take it from its driver
   vfio-user-bridge serve 0000:01:10.1 --socket-path /run/nic.sock
-  vfio-user-bridge qemu-args /run/nic.sock          how QEMU connects to it
-  vfio-user-bridge unbind 0000:01:10.1              give it back to its driver
+  vfio-user-bridge qemu-args /run/nic.sock  how QEMU connects to it
+  vfio-user-bridge unbind 0000:01:10.1      give it back to its driver
 
+Without any hardware:
   vfio-user-bridge serve model:edu --socket-path /tmp/edu.sock
-                                                    without any hardware
 """
 
 #: in the order of --help
@@ -94,9 +99,14 @@ def build_parser() -> Parser:
         PROGRAM,
         description=DESCRIPTION,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"{PROGRAM} {__version__}",
+        help="print the version and exit",
+    )
     add_commands(parser, COMMANDS)
     return parser

@@ -44,7 +44,7 @@ class Limits:
         metadata={
             "low": 1 << 12,
             "high": 1 << 62,
-            "meaning": "bytes of memory in DMA maps (default: twice the host's)",
+            "meaning": "bytes in a group's DMA maps (default: twice the host's memory)",
         },
     )
     stall: float = _limit(10.0, 0.1, 3600, "seconds to finish a message, or to take a reply")
@@ -98,5 +98,5 @@ def described() -> str:
     lines = []
     for limit in fields(Limits):
         default = "" if limit.name == "mapped" else f" (default: {limit.default:.10g})"
-        lines.append(f"  {limit.name:9}{limit.metadata['meaning']}{default}\n")
+        lines.append(f"  {limit.name:10}{limit.metadata['meaning']}{default}\n")
     return "".join(lines)

@@ -3,6 +3,9 @@
 
 `run` gives the exit status if that isn't 0.
 
+A `DESCRIPTION` says more than the summary, an `EPILOG` has examples and what else is good to know;
+the manual has both too. In them, a paragraph's first line like "examples:" is a heading.
+
 All of them are read whenever the program starts, so what a command needs is imported in its `run`.
 """
 
@@ -10,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Iterable
 from typing import Protocol
 
 PROGRAM = "vfio-user-bridge"
+_PROSE = 80  # columns; longer lines are hard to read
 
 
 def complain(line: str) -> None:
@@ -30,18 +35,30 @@ class Command(Protocol):
     def add_to(self, parser: argparse.ArgumentParser) -> None: ...
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Leaves paragraphs as they are in which something is indented."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip("\n").split("\n\n")
+        return "\n\n".join(
+            paragraph
+            if "\n " in f"\n{paragraph}"
+            else textwrap.fill(paragraph, min(width, _PROSE), initial_indent=indent)
+            for paragraph in paragraphs
+        )
+
+
 def add_commands(parser: argparse.ArgumentParser, commands: Iterable[Command]) -> None:
     """Let *parser* take one of *commands*, with what that can be told."""
-    raw = argparse.RawDescriptionHelpFormatter
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in commands:
         summary = command.SUMMARY
         subparser = subparsers.add_parser(
             command.NAME,
             help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
+            description=getattr(command, "DESCRIPTION", f"{summary[0].upper()}{summary[1:]}."),
             epilog=getattr(command, "EPILOG", None),
-            formatter_class=raw,
+            formatter_class=HelpFormatter,
             allow_abbrev=False,
         )
         command.add_to(subparser)

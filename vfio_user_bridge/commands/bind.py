@@ -12,11 +12,19 @@ from .devices import add_devices, chosen, print_change
 
 NAME = "bind"
 SUMMARY = "give devices to vfio-pci, remembering their drivers"
+DESCRIPTION = """\
+Give devices to the kernel's driver vfio-pci. The driver that had a device is
+remembered in /run/vfio-user-bridge, for unbind.
+"""
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
     add_devices(parser)
-    parser.add_argument("--force", action="store_true", help="even with a mounted file system")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="even if a file system on the device is mounted; what isn't saved is lost",
+    )
 
 
 def run(options: argparse.Namespace) -> None:

@@ -12,6 +12,14 @@ from . import complain
 
 NAME = "libvirt-xml"
 SUMMARY = "print a libvirt domain whose PCI devices are on sockets"
+DESCRIPTION = """\
+Print XML for libvirt's virsh define: a domain whose PCI host devices come over
+sockets, with shared guest RAM and at the same addresses in the guest. What of
+their settings can't come along is named on standard error.
+
+The hook script /usr/share/vfio-user-bridge/libvirt/hook.py binds and serves the
+devices when libvirt starts the domain.
+"""
 
 
 def add_to(parser: argparse.ArgumentParser) -> None:
@@ -23,14 +31,17 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         help="the domain, as virsh dumpxml --inactive prints it, with its <hostdev> elements",
     )
     what.add_argument(
-        "--device", metavar="SOCKET", type=Path, help="print just what a device on SOCKET needs"
+        "--device",
+        metavar="SOCKET",
+        type=Path,
+        help="print just the elements that a domain needs for the device behind SOCKET",
     )
     parser.add_argument(
         "--socket-dir",
         metavar="DIR",
         type=Path,
         default=Path("/run/vfio-user-bridge"),
-        help="where the devices have their sockets (default: %(default)s)",
+        help="where the devices have their sockets, each as ADDRESS.sock (default: %(default)s)",
     )
 
 

@@ -10,8 +10,10 @@ from vfio_user_bridge.errors import DeviceError
 
 NAME = "list"
 SUMMARY = "show PCI devices, and which can be served"
-EPILOG = """\
-The column SERVE says what is missing, if anything, before serve takes a device:
+DESCRIPTION = """\
+Show the PCI devices of the host, their IOMMU groups and drivers, and in the
+column SERVE what is missing, if anything, before serve takes one:
+
   yes           nothing
   bind          a host driver has it, or none: bind it to vfio-pci
   bind --group  so have others in its IOMMU group: bind all of them

@@ -11,20 +11,36 @@ from vfio_user_bridge import limits, log
 
 NAME = "serve"
 SUMMARY = "offer devices on sockets, until told to stop"
+DESCRIPTION = """\
+Offer each DEVICE on a socket, in the foreground, until SIGTERM or SIGINT. When
+a socket accepts connections, a line "NAME ready on PATH" goes to standard
+output; the log goes to standard error.
+
+A device has one client at a time. When a client goes, its interrupts and its
+memory are taken back, the device is reset, and the next client is welcome. The
+functions of one IOMMU group must be served by one process and used by one
+virtual machine.
+
+The sockets are made, or passed in; without an option that says where, they are
+those that systemd passes.
+"""
 EPILOG = f"""\
 examples:
   vfio-user-bridge serve 0000:01:10.1 --socket-path /run/nic.sock
   vfio-user-bridge serve 01:10.1 01:10.2 --socket-dir /run/bridge
       makes /run/bridge/0000:01:10.1.sock and /run/bridge/0000:01:10.2.sock
 
-Started by systemd it takes the sockets and IOMMU groups passed in. Sockets are
-matched by the names of their files (0000:01:10.1.sock), else by order.
-
-Prints a line for each device when its socket accepts connections. SIGTERM and
-SIGINT end it: the device is reset, socket files are removed.
-
 limits, for each client:
-{limits.described()}"""
+{limits.described()}
+environment:
+  LISTEN_FDS, LISTEN_PID
+      what systemd passes, see sd_listen_fds(3): sockets, matched with devices
+      by the names of their files (0000:01:10.1.sock), else by order; and files,
+      which are IOMMU groups as with --group-fd
+  NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID
+      where a service manager is told of readiness, clients and signs of life,
+      see sd_notify(3)
+"""
 
 #: What a manager may run the program with that knows it by its JSON file alone (the
 #: specification's "Backend Program Conventions", and those of vhost-user).
@@ -40,10 +56,20 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         "devices", metavar="DEVICE", nargs="+", help="PCI address (0000:01:10.1), or model:edu"
     )
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--socket-path", metavar="PATH", type=Path, help="the socket to make")
-    where.add_argument("--fd", metavar="N", type=int, help="a listening socket, passed in")
     where.add_argument(
-        "--socket-dir", metavar="DIR", type=Path, help="where each device gets NAME.sock"
+        "--socket-path",
+        metavar="PATH",
+        type=Path,
+        help="the socket to make, for one device; a stale one is replaced",
+    )
+    where.add_argument(
+        "--fd", metavar="N", type=int, help="a listening UNIX stream socket, passed in"
+    )
+    where.add_argument(
+        "--socket-dir",
+        metavar="DIR",
+        type=Path,
+        help="where each device gets NAME.sock, such as 0000:01:10.1.sock",
     )
     parser.add_argument(
         "--group-fd",
@@ -51,59 +77,68 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         type=int,
         action="append",
         default=[],
-        help="an open /dev/vfio/GROUP, passed in; repeat it for each group",
+        help="an open /dev/vfio/GROUP, passed in, so that no right on the node is needed; repeat"
+        " it for each group",
     )
     parser.add_argument(
         "--socket-mode",
         metavar="OCTAL",
         type=_mode,
         default=0o600,
-        help="permissions of socket files (default: 0600)",
+        help="permissions of the sockets that are made; who can connect can use the device"
+        " (default: 0600)",
     )
     parser.add_argument(
         "--allow-uid",
         metavar="USER",
         action="append",
         default=[],
-        help="only clients of this user, by name or number; repeat it for more",
+        help="only clients of this user, by name or number; root isn't let in for being root;"
+        " repeat it for more",
     )
     parser.add_argument(
         "--allow-gid",
         metavar="GROUP",
         action="append",
         default=[],
-        help="clients that are in this group, likewise",
+        help="only clients that are in this group, likewise; with --allow-uid too, who matches"
+        " either is let in",
     )
     parser.add_argument(
         "--user",
         metavar="USER",
-        help="who to be once devices and sockets are open; sockets are this user's",
+        help="who to be once devices and sockets are open, which takes root; the sockets that are"
+        " made are this user's, who also removes them, if the directory is writable",
     )
     parser.add_argument(
         "--confine",
         choices=("auto", "all", "off"),
         default="auto",
-        help="privileges, files and system calls that serving doesn't take are given up as far as"
-        " the host can do it; or it is an error if it can't; or not at all (default: auto)",
+        help="what serving doesn't take is given up before a client may speak: capabilities, new"
+        " privileges, core dumps, files (by Landlock), system calls (by seccomp, which takes"
+        " python3-seccomp or pyseccomp); auto: as far as the host can, and the log says how far;"
+        " all: or it is an error; off: for those who look for defects (default: auto)",
     )
     parser.add_argument(
         "--engine",
         choices=("native", "libvfio-user"),
         default="native",
-        help="who answers clients: the bridge itself, or libvfio-user, if installed"
-        " (default: native)",
+        help="who answers clients: the bridge itself, or the reference C library, if it is"
+        " installed (default: native)",
     )
     parser.add_argument(
         "--bar-mmap",
         choices=("auto", "off"),
         default="auto",
-        help="whether clients map BARs, or have each access go through the bridge (default: auto)",
+        help="whether clients map BARs; off: each access goes through the bridge, which is slower,"
+        " and clients don't get the VFIO device descriptor (default: auto)",
     )
     parser.add_argument(
         "--on-disconnect",
         choices=("reset", "keep"),
         default="reset",
-        help="what becomes of the device's state when its client goes (default: reset)",
+        help="what becomes of the device when its client goes; keep: it isn't reset, but bus"
+        " mastering and interrupts go off all the same (default: reset)",
     )
     parser.add_argument(
         "--control",
@@ -130,7 +165,8 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="what a client may have at most, see below; may be given several times",
+        help="what a client may have at most, see below; sizes may end in K, M, G or T; repeat it"
+        " for more",
     )
     parser.add_argument(
         "--poll",
@@ -138,7 +174,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         type=_microseconds,
         default=POLL / 1e6,
         help="how long a CPU looks for a client's next access before it sleeps, if the one before"
-        f" came as soon; 0: it doesn't (default: {POLL})",
+        f" came as soon; 0: it doesn't, as where both have one CPU between them (default: {POLL})",
     )
     parser.add_argument(
         "--log-level",
@@ -150,7 +186,8 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         "--print-capabilities",
         action=_PrintCapabilities,
         nargs=0,
-        help="say in JSON what this backend can do, and exit",
+        help="print what this backend can do, as JSON: its type, and its features, which are the"
+        " names of its optional options; and exit",
     )
 
 
@@ -160,7 +197,7 @@ def add_record_limit(parser: argparse.ArgumentParser, option: str) -> None:
         metavar="SIZE",
         type=_size,
         default=limits.RECORD_LIMIT,
-        help="of a recording at most, in bytes, or with K, M, G or T (default: 256M)",
+        help="how large a recording may grow, in bytes or with K, M, G or T (default: 256M)",
     )
 
 

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 NAME = "status"
 SUMMARY = "show what a running bridge does"
+DESCRIPTION = """\
+Show what a running bridge does: what confines it, and for each device its
+client, DMA maps, interrupts, messages and how long they took, clients since the
+start, recording and last error.
+"""
 #: seconds between two looks of --watch
 INTERVAL = 1.0
 

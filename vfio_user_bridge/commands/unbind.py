@@ -9,6 +9,10 @@ from .devices import add_devices, chosen, print_change
 
 NAME = "unbind"
 SUMMARY = "give devices back to the drivers that had them"
+DESCRIPTION = """\
+Give devices back to the drivers that had them. A device that is being served is
+refused.
+"""
 
 add_to = add_devices
 
