@@ -34,7 +34,7 @@ pin = .venv/audit/bin/uv pip compile --quiet setup.cfg $(patsubst %,--extra %,$(
 sbom = .venv/audit/bin/cyclonedx-py environment --output-reproducible --output-file $(2) $(1)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test lint unit host machine system fidelity soak bench fuzz demo shell pins audit wheel \
+.PHONY: help venv test lint unit manual host machine system fidelity soak bench fuzz demo shell pins audit wheel \
 	sbom clean
 
 help: ## this list
@@ -67,9 +67,13 @@ lint: venv ## style, types, what is known to be unsafe
 	@$(call tool,mandoc,mandoc)
 	mandoc -T lint -W warning docs/man/*.1
 
-unit: venv ## what needs nothing but Python and a C compiler
+unit: venv ## what needs nothing but Python, a C compiler and the shells
 	@$(call tool,gcc,gcc libc6-dev)
+	@$(call tool,zsh,zsh)
 	$(BIN)/pytest tests
+
+manual: venv ## pages and completions anew, after a change of what --help says
+	$(BIN)/python -m integration.manual
 
 host: venv ## a real QEMU drives our models; their server's system calls fail
 	@$(call tool,strace,strace)

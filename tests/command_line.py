@@ -12,9 +12,15 @@ from unittest import mock
 from vfio_user_bridge.cli import main
 
 
-def commands() -> list[str]:
-    """The names of all commands."""
-    return re.findall(r"^    ([a-z-]+)", _section(_help(), "commands"), re.MULTILINE)
+def commands(*command: str) -> list[str]:
+    """The names of all commands; of those of a command, if it has some."""
+    return re.findall(r"^    ([a-z-]+)", _section(_help(*command), "commands"), re.MULTILINE)
+
+
+def every(*command: str) -> list[tuple[str, ...]]:
+    """The words of each command, also of those that commands have."""
+    further = [(*command, name) for name in commands(*command)]
+    return further + [words for each in further for words in every(*each)]
 
 
 def options(*command: str) -> set[str]:
@@ -26,11 +32,6 @@ def choices(*command: str) -> dict[str, set[str]]:
     """The values of those options that have a fixed few."""
     found = re.findall(r"^  (--[a-z-]+) \{(.+?)\}", _options(*command), re.MULTILINE)
     return {option: set(values.split(",")) for option, values in found}
-
-
-def flags(*command: str) -> set[str]:
-    """The options that take no value."""
-    return set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)(?:  |$)", _options(*command), re.MULTILINE))
 
 
 def _options(*command: str) -> str:

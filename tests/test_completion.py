@@ -1,85 +1,140 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""bash completes exactly what the command line takes."""
+"""bash and zsh complete exactly what the command line takes."""
 
 from __future__ import annotations
 
-import subprocess
+import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from integration.manual import completion
+from integration.manual.command import Command
+
 from . import command_line
+from .shells import Shell
 
-SCRIPT = Path(__file__).parents[1] / "integration/bash/vfio-user-bridge"
-COMMANDS = command_line.commands()
-CHOICES = [(c, o, v) for c in COMMANDS for o, v in command_line.choices(c).items()]
+TOP = Path(__file__).parents[1]
+SCRIPTS = {
+    "bash": TOP / "integration/bash/vfio-user-bridge",
+    "zsh": TOP / "integration/zsh/_vfio-user-bridge",
+}
+COMMANDS = [" ".join(words) for words in command_line.every()]
+CHOICES = [(c, o, v) for c in COMMANDS for o, v in command_line.choices(*c.split()).items()]
 
-# What readline does before it calls the function that `complete -p` names (bash(1),
-# "Programmable Completion"), but for COMP_WORDS and COMP_CWORD.
-COMPLETE = """
-shopt -u progcomp_alias
-. "$1"
-COMP_LINE="vfio-user-bridge $2" COMP_POINT=$((17 + ${#2}))
-$(complete -p vfio-user-bridge | sed 's/.* -F \\([^ ]*\\) .*/\\1/')
-printf '%s\\n' "${COMPREPLY[@]}"
-"""
+DEVICES = {path.name for path in Path("/sys/bus/pci/devices").glob("*")}
+BOUND = {path.name for path in Path("/sys/bus/pci/drivers/vfio-pci").glob("*:*")}
+IOMMU_GROUPS = {path.name for path in Path("/sys/kernel/iommu_groups").glob("*")}
+FILES, FOLDERS = {"file", "folder"}, {"folder"}
+
+#: what is offered at the end of a line
+OFFERED = {
+    "libv": {"libvirt-xml"},
+    "bind ": DEVICES,
+    "bind --group ": DEVICES,
+    "bind 0000:00:00.0 ": DEVICES,
+    "list ": DEVICES,
+    "list --group ": IOMMU_GROUPS,
+    "unbind ": BOUND,
+    "serve ": {"model:edu", *BOUND},
+    # A colon and an equals sign are word breaks of readline: it replaces only what follows.
+    "serve model:": {"model:edu"},
+    "serve --fd 3 m": {"model:edu"},
+    "serve --fd=3 m": {"model:edu"},
+    "serve --confine=al": {"--confine=all"},
+    "serve --socket-path ": FILES,
+    "serve --socket-path=fil": {"--socket-path=file"},
+    "serve --socket-dir ": FOLDERS,
+    "serve --poll ": set(),
+    "status --control ": FILES,
+    "control reset ": BOUND,
+    "control record ": FILES,
+    "control record file ": BOUND,
+    "control log-level ": {"debug", "info", "warning", "error"},
+    "qemu-args ": FILES,
+    "qemu-args file fo": FOLDERS,
+    "qemu-args --memory ": set(),
+    "libvirt-xml --domain ": FILES,
+    "nonsense ": set(),
+}
 
 
-def complete(line: str) -> set[str]:
-    """What is offered at the end of `vfio-user-bridge LINE`."""
-    command = ["bash", "--norc", "-c", COMPLETE, "bash", str(SCRIPT), line]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert not done.stderr
-    return set(done.stdout.split())
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the shells are: with a file and a folder."""
+    folder = tmp_path_factory.mktemp("shell")
+    (folder / "file").touch()
+    (folder / "folder").mkdir()
+    return folder
 
 
-def test_commands() -> None:
-    assert complete("") == set(COMMANDS)
-    assert complete("l") == {command for command in COMMANDS if command.startswith("l")}
+@pytest.fixture(scope="module", params=SCRIPTS)
+def shell(request: pytest.FixtureRequest, folder: Path) -> Iterator[Shell]:
+    with Shell(request.param, SCRIPTS[request.param], folder) as shell:
+        yield shell
 
 
-def test_options_of_the_program() -> None:
-    assert complete("-") == command_line.options() | {"--print-capabilities"}
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_options(command: str) -> None:
-    assert complete(f"{command} -") == command_line.options(command)
-    assert complete(f"{command} some thing --h") == {"--help"}
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_commands_and_options(shell: Shell, command: str) -> None:
+    words = command.split()
+    assert shell.offers(f"{command} -") == command_line.options(*words)
+    assert shell.offers(f"{command} --he") == {"--help"}
+    if commands := command_line.commands(*words):
+        assert shell.offers(f"{command} ") == set(commands)
 
 
 @pytest.mark.parametrize(("command", "option", "values"), CHOICES)
-def test_values(command: str, option: str, values: set[str]) -> None:
-    assert complete(f"{command} {option} ") == values
+def test_values(shell: Shell, command: str, option: str, values: set[str]) -> None:
+    assert shell.offers(f"{command} {option} ") == values
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_other_values_are_left_to_readline(command: str) -> None:
-    """That is, paths. A flag is followed by what would be there without it."""
-    known = {"--group", "--user", "--allow-uid", "--allow-gid"}
-    free = command_line.options(command) - command_line.flags(command) - known
-    for option in free - command_line.choices(command).keys():
-        assert complete(f"{command} {option} ") == set(), option
+@pytest.mark.parametrize("line", OFFERED)
+def test_offered(shell: Shell, line: str) -> None:
+    assert shell.offers(line) == OFFERED[line]
 
 
-def test_users_and_groups() -> None:
-    assert "root" in complete("serve --user r") & complete("serve --allow-uid r")
-    assert "root" in complete("serve --allow-gid r")
+@pytest.mark.skipif(not DEVICES, reason="no PCI here")
+def test_an_address_after_its_colons(shell: Shell) -> None:
+    device = min(DEVICES)
+    assert device in shell.offers(f"bind {device}")
+    assert shell.offers(f"bind {device[:-1]}") >= {device}
 
 
-def test_paths_are_left_to_readline() -> None:
-    assert complete("qemu-args ") == set()
+def test_users_and_groups(shell: Shell) -> None:
+    assert "root" in shell.offers("serve --user ro") & shell.offers("serve --allow-uid ro")
+    assert "root" in shell.offers("serve --allow-gid ro")
 
 
-def test_what_stands_before_a_colon_stays() -> None:
-    """A colon is one of readline's word breaks: it replaces only what follows."""
-    assert "model:edu" in complete("serve m")
-    assert complete("serve model:") == {"edu"}
-
-
-def test_devices() -> None:
-    every = {path.name for path in Path("/sys/bus/pci/devices").glob("*")}
-    bound = {path.name for path in Path("/sys/bus/pci/drivers/vfio-pci").glob("*:*")}
-    assert complete("bind ") == complete("list ") == complete("bind --group ") == every
-    assert complete("unbind ") == bound
-    assert complete("serve ") == {"model:edu", *bound}
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_commands_of_commands(name: str, folder: Path, tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser("vfio-user-bridge")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    outer = commands.add_parser("outer", help="it's [odd]: has more")
+    further = outer.add_subparsers(metavar="COMMAND")
+    inner = further.add_parser("inner", help="one of them")
+    inner.add_argument("-c", "--colour", choices=("red", "green"), help="of: it [all]")
+    inner.add_argument("first", metavar="FILE", help="a file")
+    inner.add_argument("second", metavar="DIR", help="a folder")
+    inner.add_argument("third", metavar="SOCKET", nargs="?", help="if need be")
+    many = further.add_parser("many", help="another")
+    many.add_argument("first", metavar="FILE", help="a file")
+    many.add_argument("rest", choices=("x", "y"), nargs="*", help="one of two")
+    script = tmp_path / "_vfio-user-bridge"
+    program = Command((), parser, "")
+    script.write_text({"bash": completion.bash, "zsh": completion.zsh}[name](program))
+    offered = {
+        "": {"outer"},
+        "outer ": {"inner", "many"},
+        "outer -": {"--help"},
+        "outer inner --c": {"--colour"},
+        "outer inner --colour ": {"red", "green"},
+        "outer inner --colour red f": FILES,
+        "outer inner file ": FOLDERS,
+        "outer inner file folder ": FILES,
+        "outer many ": FILES,
+        "outer many file ": {"x", "y"},
+        "outer many file x ": {"x", "y"},
+    }
+    with Shell(name, script, folder) as shell:
+        assert {line: shell.offers(line) for line in offered} == offered

@@ -38,9 +38,10 @@ def test_every_file_is_in_its_place(prefix: Path) -> None:
     config = configparser.ConfigParser(interpolation=None)
     config.read(CHECKOUT / "setup.cfg")
     promised = {
-        Path(folder, Path(file).name): (CHECKOUT / file).read_bytes()
-        for folder, files in config["options.data_files"].items()
-        for file in files.split()
+        Path(folder, file.name): file.read_bytes()
+        for folder, patterns in config["options.data_files"].items()
+        for pattern in patterns.split()
+        for file in CHECKOUT.glob(pattern)
     }
     ours = packages(prefix)
     there = [path for path in prefix.rglob("*") if path.is_file() and ours not in path.parents]
