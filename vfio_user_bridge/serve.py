@@ -35,6 +35,7 @@ from .sockets import Sockets
 if TYPE_CHECKING:
     from .control import Control
     from .httpd import Httpd
+    from .policy import Rule
     from .recording import RecordedDevice
 
 log = logging.getLogger(__name__)
@@ -56,18 +57,19 @@ def serve(options: Namespace) -> None:
 
     if options.user and options.confine == "off":
         raise UsageError("--user is part of what --confine off leaves out: drop one of them")
+    rules = _rules(options.policy, names) if options.policy else []
 
     # Until run() has handlers of its own, SIGTERM undoes what was done, as SIGINT does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _serve(options, names, limits)
+        _serve(options, names, limits, rules)
     except KeyboardInterrupt:
         return
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
+def _serve(options: Namespace, names: Sequence[str], limits: Limits, rules: Sequence[Rule]) -> None:
     given = passed()  # before there are other descriptors
     user = find_user(options.user) if options.user else None
     with ExitStack() as undo:
@@ -89,6 +91,8 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
             device: Device = devices.open(text, name)
             recorded = None
             try:
+                if rules:
+                    device = _policed(device, rules)
                 if options.record or options.control:
                     device = recorded = _recorded(device, options)
                 listener = sockets.open(name)
@@ -128,6 +132,22 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits) -> None:
 
         gc.freeze()  # all this stays: no collection need look at it again
         server.run(announce)
+
+
+def _rules(path: Path, names: Sequence[str]) -> Sequence[Rule]:
+    """:raise UsageError: they are wrong, or one is for no device of these names"""
+    from .policy import check_served, read
+
+    rules = read(path)
+    check_served(rules, names)
+    return rules
+
+
+def _policed(device: Device, rules: Sequence[Rule]) -> Device:
+    """:raise UsageError: it hasn't what a rule is about"""
+    from .policed import policed
+
+    return policed(device, rules)
 
 
 def _recorded(device: Device, options: Namespace) -> RecordedDevice:

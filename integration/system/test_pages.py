@@ -114,6 +114,18 @@ def test_security() -> None:
     page.run("security.md", {})
 
 
+def test_policy(tmp_path: Path) -> None:
+    """With all rules of its examples in one file."""
+    rules = re.findall(
+        r"^```toml\n(.*?)^```$", page.read("policy.md", {}), re.MULTILINE | re.DOTALL
+    )
+    policy = tmp_path / "nic.toml"
+    policy.write_text("\n".join(rules))
+    subprocess.run(("vfio-user-bridge", "bind", devices.E1000E), check=True)
+    with given_back(devices.E1000E):
+        page.run("policy.md", {"0000:01:00.0": devices.E1000E, "/etc/nic.toml": str(policy)})
+
+
 def test_first_device(tmp_path: Path) -> None:
     with given_back(devices.E1000E):
         here = {**listed_group(devices.E1000E), **NETWORK}

@@ -134,6 +134,12 @@ def add_to(parser: argparse.ArgumentParser) -> None:
         " and clients don't get the VFIO device descriptor (default: auto)",
     )
     parser.add_argument(
+        "--policy",
+        metavar="FILE",
+        type=Path,
+        help="rules that deny, force or log a guest's accesses, in TOML",
+    )
+    parser.add_argument(
         "--on-disconnect",
         choices=("reset", "keep"),
         default="reset",

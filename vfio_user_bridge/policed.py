@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A Device whose guest keeps to the operator's rules (`policy`).
+
+What is denied reads as all ones, and writes to it vanish: so a PCI device answers where it has
+nothing. The device doesn't see such bytes; of an access that has others too, it gets each run of
+those as one of its own. Of what a client could map, the pages that rules are about are trapped.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+
+from .device import Device, RegionFlags
+from .errors import UsageError
+from .messages import RegionInfo
+from .policy import WHOLE, WIDEST, Action, Rule, Span, applies, spans
+from .protocol import Buffer
+from .sparse import mappable_areas, with_areas, without
+from .wrapped import Wrapped
+
+log = logging.getLogger(__name__)
+
+#: lines that a rule's action "log" may write in a second
+LINES = 10
+
+_DONE = {Action.DENY: "denied", Action.FORCE: "forced", Action.LOG: "logged"}
+
+
+def policed(device: Device, rules: Iterable[Rule]) -> Device:
+    """*device* under those of *rules* that are for it: itself, if none is.
+
+    :raise UsageError: it hasn't what a rule is about
+    """
+    ours = [rule for rule in rules if applies(rule, device.name)]
+    return PolicedDevice(device, ours) if ours else device
+
+
+class PolicedDevice(Wrapped):
+    """*inner* under all of *rules*.
+
+    :raise UsageError: *inner* hasn't what a rule is about
+    """
+
+    def __init__(self, inner: Device, rules: Sequence[Rule]) -> None:
+        super().__init__(inner)
+        infos = [inner.region_info(index) for index in range(inner.info.num_regions)]
+        for rule in rules:
+            _check_region(rule, infos, inner.name)
+        self._tallies = {rule.number: _Tally(inner.name, rule) for rule in rules}
+        ours = [[rule for rule in rules if rule.region == index] for index in range(len(infos))]
+        self._reads = [_Spans.of(spans(own, writes=False)) for own in ours]
+        self._writes = [_Spans.of(spans(own, writes=True)) for own in ours]
+        self._infos = [_trapping(info, own) for info, own in zip(infos, ours, strict=True)]
+        mapped = any(info.flags & RegionFlags.MMAP for info in self._infos)
+        if mapped and any(rule.action != Action.LOG for rule in rules):
+            log.info(
+                "%s: the policy holds for its guest; a client that was taken over can go around it,"
+                " by the file that it maps BARs from, unless --bar-mmap is off",
+                inner.name,
+            )
+
+    @property
+    def hits(self) -> list[tuple[int, str, int]]:
+        """Of each rule its number, its note, and how many accesses it was about so far.
+
+        One that has bytes of a rule on both sides of another's counts twice.
+        """
+        return [
+            (tally.rule.number, tally.rule.note, tally.hits) for tally in self._tallies.values()
+        ]
+
+    def region_info(self, index: int) -> RegionInfo:
+        return self._infos[index]
+
+    def region_read(self, index: int, offset: int, count: int) -> bytes:
+        ruled = self._reads[index]
+        found = ruled.within(offset, offset + count) if ruled else ()
+        if not found:
+            return self.inner.region_read(index, offset, count)
+        data = bytearray(b"\xff" * count)
+        for start, end in _allowed(offset, offset + count, found):
+            piece = self.inner.region_read(index, start, end - start)
+            data[start - offset : end - offset] = piece
+            if len(piece) < end - start:
+                del data[start - offset + len(piece) :]
+                break
+        for start, end, rule in found:
+            part = slice(start - offset, end - offset)
+            if rule.action == Action.FORCE:
+                data[part] = rule.forced(start, data[part])
+            told = data[part] if rule.action == Action.LOG else b""
+            self._tallies[rule.number].count("read", start, end - start, told)
+        return bytes(data)
+
+    def region_write(self, index: int, offset: int, data: Buffer) -> None:
+        ruled = self._writes[index]
+        found = ruled.within(offset, offset + len(data)) if ruled else ()
+        if not found:
+            self.inner.region_write(index, offset, data)
+            return
+        changed = bytearray(data)
+        for start, end, rule in found:
+            part = slice(start - offset, end - offset)
+            self._tallies[rule.number].count("write", start, end - start, changed[part])
+            if rule.action == Action.FORCE:
+                changed[part] = rule.forced(start, changed[part])
+        for start, end in _allowed(offset, offset + len(data), found):
+            self.inner.region_write(index, start, bytes(changed[start - offset : end - offset]))
+
+    def quiesce(self, *, reset: bool) -> None:
+        told = [text for tally in self._tallies.values() if (text := tally.client_gone())]
+        if told:
+            log.info("%s: policy, for this client: %s", self.name, ", ".join(told))
+        self.inner.quiesce(reset=reset)
+
+
+def _check_region(rule: Rule, infos: Sequence[RegionInfo], name: str) -> None:
+    region, size = rule.region, infos[rule.region].size if rule.region < len(infos) else 0
+    if not size:
+        raise UsageError(f"{rule.where}, region: {name} has no {region.name.lower()}")
+    if rule.end > size and rule.end != WHOLE:
+        raise UsageError(
+            f"{rule.where}, offset: {region.name.lower()} of {name} ends at {size - 1:#x}"
+        )
+
+
+def _trapping(info: RegionInfo, rules: Sequence[Rule]) -> RegionInfo:
+    """*info* of a region under *rules*: a client may map what these aren't about."""
+    if not rules or not info.flags & RegionFlags.MMAP:
+        return info
+    trapped = ((rule.start, min(rule.end, info.size)) for rule in rules)
+    return with_areas(info, without(mappable_areas(info), trapped, mmap.PAGESIZE))
+
+
+def _allowed(start: int, end: int, found: Iterable[Span]) -> Iterator[tuple[int, int]]:
+    """What nobody denies from *start* to before *end*."""
+    for span in found:
+        if span.rule.action == Action.DENY:
+            if start < span.start:
+                yield start, span.start
+            start = span.end
+    if start < end:
+        yield start, end
+
+
+class _Spans:
+    """Spans of one region, to be found by offset."""
+
+    @classmethod
+    def of(cls, ruled: Sequence[Span]) -> _Spans | None:
+        """None if there is none: what most regions cost is to find that."""
+        return cls(ruled) if ruled else None
+
+    def __init__(self, ruled: Sequence[Span]) -> None:
+        self._spans = ruled
+        self._starts = [span.start for span in ruled]
+        self._ends = [span.end for span in ruled]
+
+    def within(self, start: int, end: int) -> list[Span]:
+        """The parts of spans that lie from *start* to before *end*."""
+        first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
+        return [
+            Span(max(span.start, start), min(span.end, end), span.rule)
+            for span in self._spans[first:last]
+        ]
+
+
+class _Tally:
+    """What one rule is about, counted; and told in bounds, for a guest can go on for ever."""
+
+    def __init__(self, name: str, rule: Rule) -> None:
+        self.rule = rule
+        self.hits = 0
+        self._device = name
+        self._earlier = 0  # hits, by other clients
+        self._second = 0.0  # when the one began that lines are counted in
+        self._lines = 0
+        self._untold = 0
+
+    def count(self, verb: str, offset: int, size: int, data: Buffer) -> None:
+        """An access by the rule's client, with as much of *data* as is known."""
+        self.hits += 1
+        if not self._worth_a_line():
+            return
+        rule = self.rule
+        note = f" ({rule.note})" if rule.note else ""
+        what = f"{verb} of {size} bytes at {offset:#x} of {rule.region.name.lower()}"
+        if 0 < len(data) <= WIDEST:
+            what += f": {int.from_bytes(data, 'little'):#0{2 * len(data) + 2}x}"
+        if self._untold:
+            what += f"; {self._untold} more went untold"
+            self._untold = 0
+        level = logging.WARNING if rule.action == Action.DENY else logging.INFO
+        done = _DONE[rule.action]
+        log.log(level, "%s: policy rule %d%s: %s %s", self._device, rule.number, note, done, what)
+
+    def _worth_a_line(self) -> bool:
+        match self.rule.action:
+            case Action.DENY:
+                return self.hits == self._earlier + 1
+            case Action.FORCE:
+                return False
+        now = time.monotonic()
+        if now - self._second >= 1:
+            self._second, self._lines = now, 0
+        self._lines += 1
+        if self._lines > LINES:
+            self._untold += 1
+            return False
+        return True
+
+    def client_gone(self) -> str:
+        """How often it was about the client that goes, for the log; empty if it wasn't."""
+        hits, self._earlier = self.hits - self._earlier, self.hits
+        self._untold = 0
+        return f"rule {self.rule.number} {_DONE[self.rule.action]} {hits}" if hits else ""
