@@ -105,7 +105,7 @@ def test_rules(tmp_path: Path, table: str, expected: dict[str, Any]) -> None:
         (f'{CONFIG}\noffset = "0x5-0x4"\n{DENY}', "offset", "0x5-0x4 ends before it begins"),
         (f'{COMMAND}\n{DENY}\naccess = "execute"', "access", "there are: both, read, write"),
         (COMMAND, "action", "must be given"),
-        (f'{COMMAND}\naction = "allow"', "action", "there are: deny, force, log"),
+        (f'{COMMAND}\naction = "drop"', "action", "there are: deny, allow, force, log"),
         (f"{COMMAND}\n{DENY}\nvalue = 0", "value", "only force has one, not deny"),
         (f'{COMMAND}\naction = "log"\nmask = 1', "mask", "only force has one, not log"),
         (FORCE, "value", "must be given"),

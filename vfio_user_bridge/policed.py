@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import mmap
 import time
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
 from .device import Device, RegionFlags
@@ -50,13 +50,16 @@ class PolicedDevice(Wrapped):
         infos = [inner.region_info(index) for index in range(inner.info.num_regions)]
         for rule in rules:
             _check_region(rule, infos, inner.name)
-        self._tallies = {rule.number: _Tally(inner.name, rule) for rule in rules}
-        ours = [[rule for rule in rules if rule.region == index] for index in range(len(infos))]
-        self._reads = [_Spans.of(spans(own, writes=False)) for own in ours]
-        self._writes = [_Spans.of(spans(own, writes=True)) for own in ours]
-        self._infos = [_trapping(info, own) for info, own in zip(infos, ours, strict=True)]
+        self._tallies = {
+            rule.number: _Tally(inner.name, rule) for rule in rules if rule.action != Action.ALLOW
+        }
+        reads = [_ruled(rules, info.index, writes=False) for info in infos]
+        writes = [_ruled(rules, info.index, writes=True) for info in infos]
+        self._reads = [_Spans(found) if found else None for found in reads]
+        self._writes = [_Spans(found) if found else None for found in writes]
+        self._infos = list(map(_trapping, infos, reads, writes))
         mapped = any(info.flags & RegionFlags.MMAP for info in self._infos)
-        if mapped and any(rule.action != Action.LOG for rule in rules):
+        if mapped and any(rule.action in (Action.DENY, Action.FORCE) for rule in rules):
             log.info(
                 "%s: the policy holds for its guest; a client that was taken over can go around it,"
                 " by the file that it maps BARs from, unless --bar-mmap is off",
@@ -128,11 +131,17 @@ def _check_region(rule: Rule, infos: Sequence[RegionInfo], name: str) -> None:
         )
 
 
-def _trapping(info: RegionInfo, rules: Sequence[Rule]) -> RegionInfo:
-    """*info* of a region under *rules*: a client may map what these aren't about."""
-    if not rules or not info.flags & RegionFlags.MMAP:
+def _ruled(rules: Iterable[Rule], index: int, *, writes: bool) -> list[Span]:
+    """What there is to do something about, in the reads or writes of region *index*."""
+    found = spans((rule for rule in rules if rule.region == index), writes=writes)
+    return [span for span in found if span.rule.action != Action.ALLOW]
+
+
+def _trapping(info: RegionInfo, reads: Sequence[Span], writes: Sequence[Span]) -> RegionInfo:
+    """*info* of a region with these: a client may map the pages that have nothing of them."""
+    trapped = [(span.start, min(span.end, info.size)) for span in (*reads, *writes)]
+    if not trapped or not info.flags & RegionFlags.MMAP:
         return info
-    trapped = ((rule.start, min(rule.end, info.size)) for rule in rules)
     return with_areas(info, without(mappable_areas(info), trapped, mmap.PAGESIZE))
 
 
@@ -148,25 +157,21 @@ def _allowed(start: int, end: int, found: Iterable[Span]) -> Iterator[tuple[int,
 
 
 class _Spans:
-    """Spans of one region, to be found by offset."""
+    """Spans of one region, disjoint and in order, to be found by offset."""
 
-    @classmethod
-    def of(cls, ruled: Sequence[Span]) -> _Spans | None:
-        """None if there is none: what most regions cost is to find that."""
-        return cls(ruled) if ruled else None
-
-    def __init__(self, ruled: Sequence[Span]) -> None:
-        self._spans = ruled
-        self._starts = [span.start for span in ruled]
-        self._ends = [span.end for span in ruled]
+    def __init__(self, found: Sequence[Span]) -> None:
+        self._spans = found
+        self._ends = [span.end for span in found]
 
     def within(self, start: int, end: int) -> list[Span]:
         """The parts of spans that lie from *start* to before *end*."""
-        first, last = bisect_right(self._ends, start), bisect_left(self._starts, end)
-        return [
-            Span(max(span.start, start), min(span.end, end), span.rule)
-            for span in self._spans[first:last]
-        ]
+        found = []
+        for at in range(bisect_right(self._ends, start), len(self._spans)):
+            first, last, rule = self._spans[at]
+            if first >= end:
+                break
+            found.append(Span(max(first, start), min(last, end), rule))
+        return found
 
 
 class _Tally:

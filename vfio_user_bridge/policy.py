@@ -8,13 +8,13 @@ TOML, a table for each rule::
     region = "config"         # bar0 to bar5, rom, config, vga
     offset = "0x4-0x5"        # the first and the last byte; or one byte; or "all"
     access = "write"          # read, write, or both, as if absent
-    action = "force"          # deny, force, or log
+    action = "force"          # deny, allow, force, or log
     value = 0x0               # force: what the bits of mask are, little-endian over the range
     mask = 0x400              # absent: all of them
     note = "why"              # for the log
 
-A byte belongs to the first rule that has it. What a file can get wrong without knowing the devices
-is found here, the rest by `policed`.
+A byte belongs to the first rule that has it; what no rule has is allowed. What a file can get wrong
+without knowing the devices is found here, the rest by `policed`.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ _RANGE = re.compile(rf"{_NUMBER}(?:-{_NUMBER})?", re.ASCII)
 
 class Action(StrEnum):
     DENY = "deny"
+    ALLOW = "allow"
     FORCE = "force"
     LOG = "log"
 
