@@ -61,8 +61,8 @@ class PolicedDevice(Wrapped):
         mapped = any(info.flags & RegionFlags.MMAP for info in self._infos)
         if mapped and any(rule.action in (Action.DENY, Action.FORCE) for rule in rules):
             log.info(
-                "%s: the policy holds for its guest; a client that was taken over can go around it,"
-                " by the file that it maps BARs from, unless --bar-mmap is off",
+                "%s: the policy holds for the guest, not for a client that was taken over: that has"
+                " the file that it maps BARs from; --bar-mmap off prevents it",
                 inner.name,
             )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from integration import devices
-from integration.pci import PciHost
+from integration.pci import COMMAND, COMMAND_IO, COMMAND_MASTER, COMMAND_MEMORY, PciHost
 from integration.qtest import Qtest
 from vfio_user_bridge import qemu
 
@@ -88,6 +88,15 @@ region = "bar0"
 offset = 0x98
 action = "log"
 note = "DMA"
+
+[[rule]]
+device = "{NIC}"
+region = "config"
+offset = "{COMMAND:#x}-{COMMAND + 1:#x}"
+action = "force"
+value = 0
+mask = {COMMAND_MASTER:#x}
+note = "no DMA"
 """
 
 
@@ -116,6 +125,10 @@ def test_a_card(bridge: Bridge) -> None:
     with Qtest("-device", json.dumps(properties)) as qtest:
         card = PciHost(qtest).device(4)
         card.enable()
+
+        # It isn't bus master, though it was told so.
+        on = COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER
+        assert card.read_config(COMMAND, 2) & on == COMMAND_IO | COMMAND_MEMORY
 
         # A register of config space that can only be read, and another.
         before = card.read_config(CACHE_LINE_SIZE, 1)
