@@ -96,6 +96,7 @@ def test_no_client(edu: RunningServer, control: Path) -> None:
             "irqs": {},
             "messages": {},
             "refused": 0,
+            "rules": [],
             "recording": None,
             "last_error": None,
         }
@@ -283,6 +284,19 @@ def test_recording(edu: RunningServer, control: Path, tmp_path: Path) -> None:
     assert header["device"] == "edu"
     assert (write[0], write[3:]) == (1, [0, 0, LIVENESS, 4, b"abcd"])
     assert (end[0], end[4:]) == (7, ["stopped"])
+
+
+def test_rules_of_a_policy(tmp_path: Path, control: Path, capsys: Output) -> None:
+    policy, path = tmp_path / "policy", tmp_path / "edu.sock"
+    rule = '[[rule]]\nregion = "bar0"\noffset = 4\naction = "deny"\nnote = "quiet"\n'
+    policy.write_text(rule)
+    options = ("--socket-path", str(path), "--control", str(control), "--policy", str(policy))
+    with server(path, *options) as running, running.client() as client:
+        client.ask(c.REGION_WRITE, region(LIVENESS, 0, b"abcd"))
+        (device,) = ask(control, "status")["devices"]
+        assert main(["status", "--control", str(control)]) == 0
+    assert device["rules"] == [{"number": 1, "note": "quiet", "hits": 1}]
+    assert "  policy:     rule 1 (quiet): 1 accesses\n" in capsys.readouterr().out
 
 
 def test_recordings_that_cant_be(

@@ -115,15 +115,18 @@ def test_all_is_documented_and_all_that_is_documented_is_there(tmp_path: Path) -
     documented = {name: set(re.findall(r"\w+", labels)) for name, labels in found}
     assert len(documented) == len(found) > 0
     process = set(re.findall(r"`(process_\w+)`", PAGE.read_text()))
-    record = ("--record", str(tmp_path / "edu.trace"))
+    policy = tmp_path / "policy"
+    policy.write_text('[[rule]]\nregion = "bar0"\noffset = "0x0-0x3"\naction = "log"\n')
+    options = ("--record", str(tmp_path / "edu.trace"), "--policy", str(policy))
     with (
-        started(tmp_path, "--metrics", "127.0.0.1:0", *record) as edu,
+        started(tmp_path, "--metrics", "127.0.0.1:0", *options) as edu,
         memory_files(1, 16384) as files,
         eventfds(1) as events,
         edu.client() as client,
     ):
         visit(client, files, events)
         seen = Scrape(address(edu))
+    assert seen("vfio_user_policy_accesses_total", device="edu", rule="1") == 5  # READ's
     there = {}
     for family in seen.families:
         name = f"{family.name}_total" if family.type == "counter" else family.name

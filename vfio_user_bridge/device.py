@@ -150,6 +150,11 @@ class Device(ABC):
         """
 
     @property
+    def hits(self) -> Sequence[tuple[int, str, int]]:
+        """Of each rule of the operator's: number, note, and how many accesses it was about."""
+        return ()
+
+    @property
     def host_request(self) -> int | None:
         """A descriptor that is readable once the host wants the device back, if it ever may."""
         return None

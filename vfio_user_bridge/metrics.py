@@ -94,6 +94,7 @@ class Collector:
                         family.add_metric([device.name], known)
                 yield family
         yield _vectors(devices)
+        yield _policy(devices)
         yield from _messages(devices)
 
 
@@ -106,6 +107,18 @@ def _vectors(devices: Sequence[DeviceStatus]) -> Any:
     for device in devices:
         for name, count in device.irqs.items():
             family.add_metric([device.name, name], count)
+    return family
+
+
+def _policy(devices: Sequence[DeviceStatus]) -> Any:
+    family = families.CounterMetricFamily(
+        f"{_PREFIX}_policy_accesses",
+        "Accesses that a rule of the policy was about.",
+        labels=["device", "rule"],
+    )
+    for device in devices:
+        for rule in device.rules:
+            family.add_metric([device.name, str(rule.number)], rule.hits)
     return family
 
 

@@ -68,10 +68,7 @@ class PolicedDevice(Wrapped):
 
     @property
     def hits(self) -> list[tuple[int, str, int]]:
-        """Of each rule its number, its note, and how many accesses it was about so far.
-
-        One that has bytes of a rule on both sides of another's counts twice.
-        """
+        """An access that has bytes of a rule on both sides of another's counts twice."""
         return [
             (tally.rule.number, tally.rule.note, tally.hits) for tally in self._tallies.values()
         ]

@@ -18,7 +18,7 @@ from .errors import BridgeError
 from .listener import Listener
 from .peers import Peer
 from .session import Session
-from .status import DeviceStatus, client_status, known
+from .status import DeviceStatus, RuleStatus, client_status, known
 from .transport import Connection
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class Port:
             counters=counters,
             totals=totals,
             clients=clients,
+            rules=[RuleStatus(*hits) for hits in self.device.hits],
             recording=self._recorded.progress if self._recorded else None,
         )
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,15 @@ class ClientStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RuleStatus:
+    """A rule of the policy, and how many accesses it was about since the start."""
+
+    number: int
+    note: str
+    hits: int
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceStatus:
     """A device and its client."""
 
@@ -50,6 +59,7 @@ class DeviceStatus:
     totals: Counters
     #: how many there were
     clients: int
+    rules: Sequence[RuleStatus]
     recording: Progress | None
 
     @property
@@ -70,6 +80,7 @@ class DeviceStatus:
             "irqs": dict(self.irqs),
             "messages": messages(self.counters),
             "refused": self.counters.refused,
+            "rules": [asdict(rule) for rule in self.rules],
             "recording": asdict(self.recording) if self.recording else None,
             "last_error": asdict(self.last_error) if self.last_error else None,
         }

@@ -66,6 +66,10 @@ class Wrapped(Device):
         self.inner.quiesce(reset=reset)
 
     @property
+    def hits(self) -> Sequence[tuple[int, str, int]]:
+        return self.inner.hits
+
+    @property
     def host_request(self) -> int | None:
         return self.inner.host_request
 

@@ -75,6 +75,9 @@ def _device(device: Mapping[str, Any]) -> Iterator[Part]:
     if client := device["client"]:
         yield from _client(device, client)
     yield f"  clients:    {device['clients']} since the start"
+    for rule in device["rules"]:
+        note = f" ({rule['note']})" if rule["note"] else ""
+        yield f"  policy:     rule {rule['number']}{note}: {rule['hits']:,} accesses"
     if recording := device["recording"]:
         sizes = f"{recording['bytes']:,} of {recording['limit']:,} bytes"
         yield f"  recording:  {recording['records']:,} records, {sizes}"
