@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
@@ -192,6 +194,21 @@ def test_crowds_are_in_no_clients_way(edu: RunningServer) -> None:
             client.ask(c.REGION_READ, READ)
         assert Scrape(where)("vfio_user_messages_total", device="edu", command="REGION_READ") == 200
     await_holdings(edu.process.pid, before)
+    assert "Traceback" not in edu.log()
+
+
+def test_out_of_descriptors(edu: RunningServer) -> None:
+    """Who comes then is answered later."""
+    pid, where = edu.process.pid, address(edu)
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    highest = max(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir())
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(Scrape, where)
+        while "/metrics: the host fails us: [Errno 24]" not in edu.log():
+            assert not waiting.done()
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        assert waiting.result(PATIENCE)("vfio_user_clients_total", device="edu") == 0
     assert "Traceback" not in edu.log()
 
 
