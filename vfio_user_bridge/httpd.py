@@ -82,10 +82,11 @@ class Httpd:
             except (OSError, MemoryError) as error:
                 if self._closing.is_set():
                     break
-                log.error("%s: the host fails us: %s", self._page.path, str(error) or "no memory")
+                why = str(error) or "no memory"
+                log.error("%s: the host fails us: %s; trying again", self._page.path, why)
                 time.sleep(_PAUSE_AFTER_FAILURE)
             except Exception:
-                log.exception("%s: a defect of the bridge", self._page.path)
+                log.exception("%s: a defect of the bridge, please report it", self._page.path)
             time.sleep(_PAUSE)
         for visitor in list(self._visitors.values()):
             self._let_go(visitor)
