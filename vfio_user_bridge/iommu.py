@@ -92,9 +92,19 @@ class Container:
                     " vfio-user-bridge list shows which"
                 )
             vfio.group_set_container(self._group, self._container)
-            vfio.container_set_iommu(self._container, vfio.VFIO_TYPE1v2_IOMMU)
+            self._set_iommu()
         except OSError as error:
             raise DeviceError(_explain_open(node, self.number, error)) from None
+
+    def _set_iommu(self) -> None:
+        try:
+            vfio.container_set_iommu(self._container, vfio.VFIO_TYPE1v2_IOMMU)
+        except PermissionError:  # so vfio_iommu_type1_attach_group says it
+            raise DeviceError(
+                f"IOMMU group {self.number}: interrupts aren't remapped, so its devices could send"
+                " the host any: turn that on in the firmware, or accept it by"
+                " vfio_iommu_type1.allow_unsafe_interrupts=1"
+            ) from None
 
     @property
     def group(self) -> int:
