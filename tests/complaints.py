@@ -2,9 +2,10 @@
 """What the program can complain of, read from its source.
 
 A complaint is the text of an error that ends a command or a client's time, of a line in the log
-from warning on, or of another of `SINKS`. There it is a literal, an f-string or a sum of these;
-where it is a name or a call, it is what the same module assigns to that name, hands in for that
-parameter, or returns from that function. What varies is a `VARYING` in it.
+from warning on, or of another of `SINKS`. There it is a literal, an f-string or a sum of these.
+Where it is a name or a call, it is what the same module assigns to that name, hands in for that
+parameter, or returns from that function; so are the parts of a text that has no word of its own.
+What varies is a `VARYING` in it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import ast
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,14 +40,19 @@ class Complaint:
     where: str  # file:line
 
 
-def complaints(package: Path) -> list[Complaint]:
-    """All of them, in the order of files and lines."""
+def complaints(
+    package: Path, sinks: Mapping[str, int] = SINKS, methods: Mapping[str, int] = LOUD
+) -> list[Complaint]:
+    """All of them, in the order of files and lines.
+
+    :param methods: a logger's
+    """
     modules = {path: ast.parse(path.read_text()) for path in sorted(package.rglob("*.py"))}
-    sinks = SINKS | dict.fromkeys(_subclasses(modules.values()), 0)
+    every = {**sinks, **dict.fromkeys(_subclasses(modules.values(), sinks), 0)}
     return [
         Complaint(text, f"{path.relative_to(package.parent)}:{line}")
         for path, tree in modules.items()
-        for line, text in sorted(_Module(tree, sinks).complaints())
+        for line, text in sorted(_Module(tree, every, methods).complaints())
     ]
 
 
@@ -58,18 +64,23 @@ def texts(package: Path) -> set[str]:
     return {text for node in nodes for text in _literal(node)}
 
 
-def _subclasses(modules: Iterable[ast.Module]) -> Iterator[str]:
+def _subclasses(modules: Iterable[ast.Module], classes: Container[str]) -> Iterator[str]:
     for tree in modules:
         for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) and any(_name(base) in SINKS for base in node.bases):
+            if isinstance(node, ast.ClassDef) and any(
+                _name(base) in classes for base in node.bases
+            ):
                 yield node.name
 
 
 class _Module:
     """One file: its functions and calls, and which function each expression is in."""
 
-    def __init__(self, tree: ast.Module, sinks: dict[str, int]) -> None:
+    def __init__(
+        self, tree: ast.Module, sinks: Mapping[str, int], methods: Mapping[str, int]
+    ) -> None:
         self._sinks = sinks
+        self._methods = methods
         self._functions: dict[str, ast.FunctionDef] = {}
         self._homes: dict[ast.AST, ast.FunctionDef | None] = {}
         self._enter(tree, None)
@@ -88,8 +99,10 @@ class _Module:
 
     def _complaints(self, call: ast.Call) -> Iterable[str]:
         match call.func:
-            case ast.Attribute(value=ast.Name(id="log" | "logging"), attr=name) if name in LOUD:
-                form, *values = call.args[LOUD[name] :]
+            case ast.Attribute(value=ast.Name(id="log" | "logging"), attr=name) if (
+                name in self._methods
+            ):
+                form, *values = call.args[self._methods[name] :]
                 return self._formatted(form, values)
         name = _name(call.func)
         return self._said(_argument(call, self._sinks[name])) if name in self._sinks else ()
@@ -104,9 +117,14 @@ class _Module:
     def _said(self, expression: ast.expr | None) -> set[str]:
         """All that *expression* can say; `VARYING` alone if that can be anything."""
         match expression:
+            case ast.Constant(value=str(text)):
+                return {text}
             case ast.BinOp(op=ast.Add(), left=left, right=right):
-                pairs = itertools.product(self._said(left), self._said(right))
-                return {one + other for one, other in pairs}
+                return self._joined((left, right))
+            case ast.JoinedStr(values=parts) if not any(map(_says_something, _literal(expression))):
+                return self._joined(parts)
+            case ast.FormattedValue(value=value):
+                return self._said(value)
             case ast.IfExp(body=one, orelse=other):
                 found = self._all((one, other))
             case ast.BoolOp(values=values):
@@ -121,6 +139,10 @@ class _Module:
 
     def _all(self, expressions: Iterable[ast.expr | None]) -> set[str]:
         return set().union(*map(self._said, expressions))
+
+    def _joined(self, parts: Iterable[ast.expr]) -> set[str]:
+        """All that *parts* can say, one after the other."""
+        return set(map("".join, itertools.product(*map(self._said, parts))))
 
     def _results(self, function: ast.FunctionDef) -> Iterator[ast.expr | None]:
         """What *function* returns."""

@@ -11,6 +11,7 @@ from .complaints import VARYING, complaints, texts
 TOP = Path(__file__).parents[1]
 PACKAGE = TOP / "vfio_user_bridge"
 PAGE = "docs/users/trouble.md"
+DIARY = TOP / "docs/users/operate.md"
 #: sections of what others say
 OTHERS = ("What QEMU says", "Without a message")
 #: what the page writes for what varies
@@ -27,17 +28,26 @@ def messages() -> set[str]:
     text = (TOP / PAGE).read_text()
     for section in OTHERS:
         text = re.sub(rf"^## {section}\n.*?(?=^## |\Z)", "", text, flags=re.MULTILINE | re.DOTALL)
+    return first_column(text)
+
+
+def first_column(text: str) -> set[str]:
     return set(re.findall(r"^\| `(.*?)` \| ", text, re.MULTILINE))
 
 
 def test_the_page_has_every_message() -> None:
     there = set(map(same, messages()))
     rows = [
-        f"| `{same(complaint.text)}` |  |    {complaint.where}"
+        f"| `{same(complaint.text)}` | {complaint.where} |"
         for complaint in complaints(PACKAGE)
         if same(complaint.text) not in there
     ]
-    assert not rows, "\n".join([f"{PAGE} lacks, where one meets it, what it means:", *rows])
+    assert not rows, "\n".join([f"{PAGE} lacks, where one meets it and with what it means:", *rows])
+
+
+def test_the_page_says_what_each_means() -> None:
+    rows = re.findall(r"^\|.*\|$", (TOP / PAGE).read_text(), re.MULTILINE)
+    assert not [row for row in rows if re.search(r"\| *(\w\S+\.py:\d+ *)?\|$", row)]
 
 
 def test_the_page_has_no_other() -> None:
@@ -49,6 +59,14 @@ def test_the_page_has_no_other() -> None:
 
 def test_messages_are_one_line() -> None:
     assert [complaint for complaint in complaints(PACKAGE) if "\n" in complaint.text] == []
+
+
+def test_what_the_log_has_besides() -> None:
+    """At the level that it has by default."""
+    _, _, table = DIARY.read_text().partition("| line at `info` |")
+    table, _, _ = table.partition("\n\n")
+    said = {same(complaint.text) for complaint in complaints(PACKAGE, {}, {"info": 0})}
+    assert set(map(same, first_column(table))) == said
 
 
 SOURCE = """
@@ -69,6 +87,7 @@ class Special(BridgeError):
         log.error("%s: %s: %d", self, what, 7)
         log.info("all is well")
         self.note("broken") if self else self.note(what="bent")
+        raise BridgeError(f"{self}: {what}")
 
 def tell(who, error):
     refusal = None
@@ -96,6 +115,8 @@ def test_what_is_collected(tmp_path: Path) -> None:
         "out of order: …",
         "…: bent: …",
         "…: broken: …",
+        "…: bent",
+        "…: broken",
         "refused …: it is full",
         "refused …: it is shut",
         "lost: …",

@@ -95,7 +95,7 @@ def listen_at(where: str, mode: int) -> Listener:
         return Listener(socket.create_server((numeric, number), family=family))
     except OSError as error:
         reason = os.strerror(error.errno or 0)  # create_server() has a text of its own
-        raise BridgeError(f"can't listen on {where}: {reason}; choose another") from None
+        raise BridgeError(f"can't listen on {where}: {reason}; choose another port") from None
 
 
 def _remove_stale(path: Path) -> None:
