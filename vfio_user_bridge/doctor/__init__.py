@@ -30,8 +30,8 @@ HOST_CHECKS: dict[str, Callable[[Host], Iterator[Finding]]] = {
     "socket-dir": sockets.folder,
     "landlock": extras.files,
     "seccomp": extras.seccomp,
-    "msgpack": extras.module("msgpack", "control sockets, recordings"),
-    "metrics": extras.module("prometheus_client", "metrics for Prometheus"),
+    "msgpack": extras.module("msgpack", "control sockets and recordings"),
+    "metrics": extras.module("prometheus_client", "serve --metrics"),
     "terminal": extras.module("rich", "colours on terminals"),
     "plot": extras.module("matplotlib", "pictures of recordings"),
 }

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 
 from vfio_user_bridge.kernel.drivers import holders
 from vfio_user_bridge.kernel.inuse import uses
-from vfio_user_bridge.kernel.pci import PciDevice, group_devices, obstacle
+from vfio_user_bridge.kernel.pci import PciDevice, all_devices, group_devices, obstacle
 
 from .findings import Finding, ok, problem, warning
 from .host import Host
 from .user import may, name
+
+_UNCLEAN = "let no guest have it that mustn't find what the one before left in it"
 
 
 def answers(_host: Host, device: PciDevice) -> Iterator[Finding]:
@@ -73,24 +75,25 @@ def node(host: Host, device: PciDevice) -> Iterator[Finding]:
 
 def reset(_host: Host, device: PciDevice) -> Iterator[Finding]:
     """It can be reset between guests."""
-    methods = set(device.reset_methods)
-    shared = "the next guest may find what the last one left in it"
-    if methods - {"pm", "bus"}:
-        yield ok(f"{device.bdf} can be reset: {', '.join(device.reset_methods)}")
+    bdf, methods = device.bdf, set(device.reset_methods)
+    bus = bdf.rpartition(":")[0]
+    beside = [d.bdf for d in all_devices(device.sysfs) if d.bdf.startswith(bus) and d.bdf != bdf]
+    if methods - {"pm", "bus"} or ("bus" in methods and not beside):
+        yield ok(f"{bdf} can be reset: {', '.join(device.reset_methods)}")
     elif "bus" in methods:
         yield warning(
-            f"{device.bdf} has no reset of its own, only its bus has",
-            "serve all functions on that bus by one process",
+            f"{bdf} is reset with its bus, and so is what else is there: {', '.join(beside)}",
+            "serve all of these by one process",
         )
     elif "pm" in methods:
         yield warning(
-            f"{device.bdf} is reset by a change of power state alone, through which some devices"
-            f" keep their registers: {shared}"
+            f"{bdf} is reset by a change of power state, through which some keep their registers",
+            _UNCLEAN,
         )
     elif (device.path / "reset").exists():  # Linux before 5.15
-        yield ok(f"{device.bdf} can be reset; this kernel doesn't tell how")
+        yield ok(f"{bdf} can be reset; this kernel doesn't tell how")
     else:
-        yield warning(f"{device.bdf} can't be reset: {shared}")
+        yield warning(f"{bdf} can't be reset", _UNCLEAN)
 
 
 def used(host: Host, device: PciDevice) -> Iterator[Finding]:
