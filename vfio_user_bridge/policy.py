@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 
 from .device import PciRegion
 from .errors import UsageError
+from .sparse import without
 
 REGIONS = {region.name.lower(): region for region in PciRegion}
 #: what an access is called, and whether reads and writes are meant
@@ -147,14 +148,18 @@ def applies(rule: Rule, name: str) -> bool:
 
 def _check_order(rules: Sequence[Rule]) -> None:
     """:raise UsageError: a rule has nothing that rules before it haven't"""
-    for count, rule in enumerate(rules, 1):
+    for count, rule in enumerate(rules):
         rivals = [
             other
             for other in rules[:count]
             if other.region == rule.region and other.device in ("*", rule.device)
         ]
-        both = spans(rivals, writes=False) + spans(rivals, writes=True)
-        if not any(span.rule is rule for span in both):
+        whole = [(rule.start, rule.end - rule.start)]
+        reads = [(other.start, other.end) for other in rivals if other.reads]
+        writes = [(other.start, other.end) for other in rivals if other.writes]
+        left_to_read = rule.reads and without(whole, reads, 1)
+        left_to_write = rule.writes and without(whole, writes, 1)
+        if not left_to_read and not left_to_write:
             raise UsageError(
                 f"{rule.where}, offset: rules before have all of it: the first that has a byte"
                 " counts, so put exceptions first"
