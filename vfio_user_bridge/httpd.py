@@ -84,10 +84,10 @@ class Httpd:
                     break
                 why = str(error) or "no memory"
                 log.error("%s: the host fails us: %s; trying again", self._page.path, why)
-                time.sleep(_PAUSE_AFTER_FAILURE)
+                self._closing.wait(_PAUSE_AFTER_FAILURE)
             except Exception:
                 log.exception("%s: a defect of the bridge, please report it", self._page.path)
-            time.sleep(_PAUSE)
+            self._closing.wait(_PAUSE)
         for visitor in list(self._visitors.values()):
             self._let_go(visitor)
 

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""Every system call of serving fails once, at every place where it is made: edu is served on."""
+"""Every system call of serving fails once, at every place where it is made: edu is served on.
+
+So is who looks at its metrics.
+"""
 
 from __future__ import annotations
 
 import os
 from contextlib import closing, suppress
+from http.client import HTTPException
 from pathlib import Path
 
 from integration.injection import Survivor, faults
+from tests import scrapes
 from tests.running_server import server
 from tests.visit import GONE, Visit
 
@@ -33,3 +38,22 @@ def test_every_call_may_fail(tmp_path: Path) -> None:
         edu.stop()
     print(f"{len(happened)} faults of {len({fault.call for fault in happened})} system calls")
     assert {"recvmsg", "sendto", "accept4", "poll"} <= {fault.call for fault in happened}
+
+
+def test_every_call_for_metrics_may_fail(tmp_path: Path) -> None:
+    path = tmp_path / "edu.sock"
+    with server(path, "--socket-path", str(path), "--metrics", "127.0.0.1:0") as edu:
+        where = scrapes.address(edu)
+
+        def strict() -> None:
+            assert scrapes.Scrape(where)("vfio_user_clients_total", device="edu") == 0
+
+        def forgiving() -> None:
+            with suppress(OSError, HTTPException):
+                scrapes.text(where)
+
+        survivor = Survivor(edu.process.pid, edu.log, forgiving, strict)
+        chosen = faults(survivor.calls(), most=MOST, errnos=("ENOMEM",))
+        happened = {fault.call for fault in chosen if survivor.suffer(fault)}
+        edu.stop()
+    assert {"accept4", "poll", "recvfrom", "sendto", "openat"} <= happened
