@@ -44,12 +44,18 @@ def msgpack() -> ModuleType:
 
 
 class Control:
-    """Answers requests on *listener*, one client after the other, in a thread of its own."""
+    """Answers requests on *listener*, one client after the other, in a thread of its own.
 
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-        self._methods: Methods = {}
-        self._writers: Methods = {}
+    :param methods: by name
+    :param writers: those whose first parameter is a descriptor that came along, theirs to close
+    :raise BridgeError: msgpack isn't installed; *listener* is closed
+    """
+
+    what = "control socket"
+
+    def __init__(self, listener: Listener, methods: Methods, writers: Methods) -> None:
+        self.listener = listener
+        self._methods, self._writers = methods, writers
         self._thread: threading.Thread | None = None
         try:
             self._msgpack = msgpack()  # now: confined, it might not be found
@@ -57,27 +63,22 @@ class Control:
             listener.close()
             raise
 
-    def start(self, methods: Methods, writers: Methods) -> None:
-        """Answer from now on.
-
-        :param writers: methods whose first parameter is a descriptor that came along, theirs to
-            close
-        """
-        self._methods, self._writers = methods, writers
+    def start(self) -> None:
+        """Answer from now on."""
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            self._listener.socket.shutdown(socket.SHUT_RDWR)  # wakes accept()
-        self._listener.close()
+            self.listener.socket.shutdown(socket.SHUT_RDWR)  # wakes accept()
+        self.listener.close()
         if self._thread:
             self._thread.join(_PATIENCE)
 
     def _run(self) -> None:
         while True:
             try:
-                sock, _ = self._listener.socket.accept()
+                sock, _ = self.listener.socket.accept()
             except OSError as error:
                 if error.errno in (errno.EINVAL, errno.EBADF):
                     return  # closed

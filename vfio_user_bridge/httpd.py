@@ -51,6 +51,8 @@ class _Visitor:
 class Httpd:
     """Offers *page* on *listener*, which is its to close from now on."""
 
+    what = "metrics"
+
     def __init__(self, listener: Listener, page: Page) -> None:
         self.listener = listener
         self._page = page

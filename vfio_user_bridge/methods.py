@@ -9,6 +9,7 @@ where that makes sense.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 
@@ -21,7 +22,7 @@ from .port import Port
 from .server import Server
 
 
-def methods(server: Server, confinement: Confinement) -> tuple[Methods, Methods]:
+def methods(server: Server, confinement: Callable[[], Confinement]) -> tuple[Methods, Methods]:
     """Those that take values, and those that take a file before them; by name."""
 
     def one(device: object) -> Port:
@@ -41,7 +42,7 @@ def methods(server: Server, confinement: Confinement) -> tuple[Methods, Methods]
             "version": __version__,
             "pid": os.getpid(),
             "log_level": log.level(),
-            "confinement": asdict(confinement),
+            "confinement": asdict(confinement()),
             "devices": [each.as_data() for each in server.status()],
         }
 

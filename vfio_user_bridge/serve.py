@@ -13,15 +13,15 @@ import os
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .activation import passed
 from .confinement import Confinement, User, confine, find_user
-from .device import Device
 from .errors import UsageError
+from .layers import Layers
 from .limits import Limits, parse
 from .listener import listen, listen_at
 from .log import set_up as set_up_log
@@ -35,8 +35,6 @@ from .sockets import Sockets
 if TYPE_CHECKING:
     from .control import Control
     from .httpd import Httpd
-    from .policy import Rule
-    from .recording import RecordedDevice
 
 log = logging.getLogger(__name__)
 
@@ -57,19 +55,19 @@ def serve(options: Namespace) -> None:
 
     if options.user and options.confine == "off":
         raise UsageError("--user is part of what --confine off leaves out: drop one of them")
-    rules = _rules(options.policy, names) if options.policy else []
+    layers = Layers(options, names)
 
     # Until run() has handlers of its own, SIGTERM undoes what was done, as SIGINT does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _serve(options, names, limits, rules)
+        _serve(options, names, limits, layers)
     except KeyboardInterrupt:
         return
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _serve(options: Namespace, names: Sequence[str], limits: Limits, rules: Sequence[Rule]) -> None:
+def _serve(options: Namespace, names: Sequence[str], limits: Limits, layers: Layers) -> None:
     given = passed()  # before there are other descriptors
     user = find_user(options.user) if options.user else None
     with ExitStack() as undo:
@@ -83,50 +81,37 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits, rules: Sequ
         )
         undo.callback(server.close)
         sockets = Sockets(options, names, given.sockets, undo)
-        files = []  # the sockets that are ours
+        listeners = []
         groups = [*options.group_fd, *given.files]
         devices = Devices(limits, groups, undo, bar_mmap=options.bar_mmap == "auto")
-        ready = []
         for text, name in zip(options.devices, names, strict=True):
-            device: Device = devices.open(text, name)
-            recorded = None
+            device = devices.open(text, name)
             try:
-                if rules:
-                    device = _policed(device, rules)
-                if options.record or options.control:
-                    device = recorded = _recorded(device, options)
+                device, recorded = layers.around(device)
                 listener = sockets.open(name)
             except BaseException:
                 device.close()
                 raise
             server.add(device, listener, recorded)
-            if listener.path:
-                files.append(listener.path)
-            ready.append(f"{name} ready on {listener.address}\n")
+            listeners.append(listener)
         devices.check_groups()
-        control = None
-        if options.control:
-            from .methods import methods  # confined, it might not be found
-
-            control = _control(options.control)
-            undo.callback(control.close)
-            files.append(options.control)
-        metrics = None
-        if options.metrics:
-            metrics = _metrics(options, server)
-            undo.callback(metrics.close)
-            if metrics.listener.path:
-                files.append(metrics.listener.path)
-        confinement = _confine(options, user, files)
-        if metrics:
-            metrics.start()
-        if control:
-            control.start(*methods(server, confinement))
+        ready = [
+            f"{name} ready on {listener.address}\n"
+            for name, listener in zip(names, listeners, strict=True)
+        ]
+        for_operators = []
+        for each in _for_operators(options, server, lambda: confinement):
+            undo.callback(each.close)
+            for_operators.append(each)
+            listeners.append(each.listener)
+        confinement = _confine(options, user, [each.path for each in listeners if each.path])
+        for each in for_operators:
+            each.start()
 
         def announce() -> None:
             log.info("confined: %s", confinement)
-            if metrics:
-                log.info("metrics on %s", metrics.listener.address)
+            for each in for_operators:
+                log.info("%s on %s", each.what, each.listener.address)
             sys.stdout.write("".join(ready))
             sys.stdout.flush()
 
@@ -134,49 +119,22 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits, rules: Sequ
         server.run(announce)
 
 
-def _rules(path: Path, names: Sequence[str]) -> Sequence[Rule]:
-    """:raise UsageError: they are wrong, or one is for no device of these names"""
-    from .policy import check_served, read
+def _for_operators(
+    options: Namespace, server: Server, confinement: Callable[[], Confinement]
+) -> Iterator[Control | Httpd]:
+    """What they look at the server by.
 
-    rules = read(path)
-    check_served(rules, names)
-    return rules
-
-
-def _policed(device: Device, rules: Sequence[Rule]) -> Device:
-    """:raise UsageError: it hasn't what a rule is about"""
-    from .policed import policed
-
-    return policed(device, rules)
-
-
-def _recorded(device: Device, options: Namespace) -> RecordedDevice:
-    """*device*, which can be recorded now, and is if there is to be a file for it.
-
-    :raise BridgeError: the file can't be had
+    :raise BridgeError: a package isn't installed, or a socket can't be made
     """
-    from .recording import RecordedDevice, new_file
+    if options.control:
+        from .control import Control
+        from .methods import methods
 
-    recorded = RecordedDevice(device)
-    if options.record:
-        several = len(options.devices) > 1
-        path = options.record / f"{device.name}.trace" if several else options.record
-        recorded.start(new_file(path), options.record_limit)
-    return recorded
+        yield Control(listen(options.control, 0o600), *methods(server, confinement))
+    if options.metrics:
+        from .metrics import offer
 
-
-def _control(path: Path) -> Control:
-    """:raise BridgeError: msgpack isn't installed, or the socket can't be made"""
-    from .control import Control
-
-    return Control(listen(path, 0o600))
-
-
-def _metrics(options: Namespace, server: Server) -> Httpd:
-    """:raise BridgeError: prometheus_client isn't installed, or the socket can't be made"""
-    from .metrics import offer
-
-    return offer(listen_at(options.metrics, 0o600), server.status, options.engine)
+        yield offer(listen_at(options.metrics, 0o600), server.status, options.engine)
 
 
 def _confine(options: Namespace, user: User | None, sockets: Sequence[Path]) -> Confinement:
