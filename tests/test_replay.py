@@ -6,10 +6,12 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from vfio_user_bridge.cli import main
 from vfio_user_bridge.device import Device, PciIrq, PciRegion
@@ -202,6 +204,33 @@ def test_what_no_client_can_say_ends_it(fake: FakeDevice, record: Record) -> Non
     with pytest.raises(BridgeError, match=r"no client can ask for what is at 0\.000000 s"):
         list(Replay(fake).run([record]))
     assert fake.calls == [("quiesce", True)]
+
+
+INT = st.one_of(
+    st.integers(-1, 9),
+    st.sampled_from((0x20, 0x21, 0x24, 255, 256, 4096, 1 << 20, 1 << 31, 1 << 40)),
+    st.sampled_from(((1 << 63) - 1, 1 << 63, (1 << 64) - 1, -(1 << 63))),
+)
+ANY = st.one_of(
+    *(
+        st.builds(kind, INT, INT, INT, INT, INT, INT, st.binary(max_size=9))
+        for kind in (Read, Write)
+    ),
+    st.builds(Irqs, INT, INT, INT, INT, INT, INT, INT, INT, st.binary(max_size=9)),
+    st.builds(Map, INT, INT, INT, INT, INT, INT, st.booleans()),
+    st.builds(Unmap, INT, INT, INT, INT, INT),
+    st.builds(Reset, INT, INT, INT),
+    st.builds(Client, INT, INT, INT, st.booleans()),
+)
+
+
+@settings(max_examples=500)
+@given(st.lists(ANY, max_size=10), st.booleans())
+def test_rubbish_is_replayed_or_refused(records: list[Record], dma: bool) -> None:
+    with closing(Edu()) as edu:
+        with suppress(BridgeError):
+            list(Replay(edu, dma=dma, memory=1 << 33).run(records))
+        assert edu.region_read(PciRegion.BAR0, Register.IDENTIFICATION, 4) == u32(0x010000ED)
 
 
 def test_memory_has_an_end(fake: FakeDevice) -> None:
