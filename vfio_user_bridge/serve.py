@@ -111,7 +111,7 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits, layers: Lay
         def announce() -> None:
             log.info("confined: %s", confinement)
             for each in for_operators:
-                log.info("%s on %s", each.what, each.listener.address)
+                log.info("for operators: %s on %s", each.what, each.listener.address)
             sys.stdout.write("".join(ready))
             sys.stdout.flush()
 
