@@ -189,6 +189,9 @@ LIST = config_space(
         (0x7C, 2, "MSI.DATA_64"),
         (0x80, 1, "MSI.MASK_64"),
         (0x90, 1, ""),
+        (0x58, 4, "MSI.DATA_32"),
+        (0x5A, 2, "MSI+0xa"),
+        (0x50, 4, "MSI"),
     ],
 )
 def test_capabilities_are_where_the_list_has_them(offset: int, count: int, expected: str) -> None:
@@ -203,6 +206,7 @@ def test_extended_capabilities() -> None:
     assert known.name(CONFIG, 0x120, 4) == "ERR.HEADER_LOG[1]"
     assert known.name(CONFIG, 0x156, 2) == "ARI.CTRL"
     assert known.name(CONFIG, 0x153, 1) == "ARI+0x3"
+    assert known.name(CONFIG, 0x150, 4) == "ARI"
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,8 @@ class Names:
 
     def _at(self, region: int, offset: int, count: int) -> tuple[Hit, ...]:
         """The registers that such an access concerns, in order."""
-        hits, at, end = [], offset, offset + max(count, 1)
+        hits: list[Hit] = []
+        at, end = offset, offset + max(count, 1)
         registers = self._registers.get(region, ())
         while at < end:
             hit = next((hit for register in registers if (hit := _hit(register, at))), None)
@@ -63,7 +64,8 @@ class Names:
                 starts = (register.offset for register in registers if register.offset > at)
                 at = min(starts, default=end)
                 continue
-            hits.append(replace(hit, inside=hit.inside + offset - at))
+            if not hits or not hit.inside:  # else it is the capability around those before
+                hits.append(replace(hit, inside=hit.inside + offset - at))
             at += hit.register.size - hit.inside
         return tuple(hits)
 
