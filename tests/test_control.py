@@ -314,7 +314,8 @@ def test_recordings_that_cant_be(
         refusals,
         (
             "edu isn't being recorded",
-            f"can't record into {tmp_path}/no folder/trace: No such file or directory",
+            f"can't record into {tmp_path}/no folder/trace: No such file or directory;"
+            " choose another path, or make its folder",
             f"can't record into {full}: it isn't empty; remove it, or name another file",
             "no device 'no such device' is served here; there are: edu",
         ),

@@ -72,7 +72,9 @@ class RecordedDevice(Wrapped):
             try:
                 self._writer = Writer(fd, self._header(), limit, self._ended)
             except OSError as error:
-                raise BridgeError(f"can't record {self.name}: {error.strerror}") from None
+                raise BridgeError(
+                    f"can't record {self.name}: {error.strerror}; name a file on another disk"
+                ) from None
         except BaseException:
             os.close(fd)
             raise
@@ -88,7 +90,11 @@ class RecordedDevice(Wrapped):
         try:
             writer.close(reason)
         except OSError as error:
-            log.warning("%s: the end of its recording: %s", self.name, error.strerror)
+            log.warning(
+                "%s: can't end its recording: %s; all that was recorded is there",
+                self.name,
+                error.strerror,
+            )
         log.info("%s: recorded %d requests, %d bytes", self.name, writer.records, writer.size)
 
     def _ended(self, reason: str, why: str) -> None:
@@ -198,7 +204,9 @@ def new_file(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise BridgeError(f"can't record into {path}: {error.strerror}") from None
+        raise BridgeError(
+            f"can't record into {path}: {error.strerror}; choose another path, or make its folder"
+        ) from None
 
 
 def _check(fd: int) -> None:
@@ -206,7 +214,7 @@ def _check(fd: int) -> None:
     found = os.fstat(fd)
     name = Path(f"/proc/self/fd/{fd}").readlink()
     if not stat.S_ISREG(found.st_mode):
-        raise BridgeError(f"can't record into {name}: it isn't a file")
+        raise BridgeError(f"can't record into {name}: it isn't a file; name one")
     if found.st_size:
         raise BridgeError(
             f"can't record into {name}: it isn't empty; remove it, or name another file"
