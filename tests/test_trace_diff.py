@@ -149,7 +149,10 @@ def test_a_part_of_them(tmp_path: Path, capsys: Output, options: tuple[str, ...]
 
 def test_the_command_without_data(tmp_path: Path, capsys: Output) -> None:
     assert compare(tmp_path, "--no-data") == 1
-    assert "@@ -4,7 +4,6 @@" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "@@ -4,7 +4,6 @@" in out
+    assert "\n-read    bar0 0x20 (4 bytes)\n" in out
+    assert "=" not in out
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish"])

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
+from operator import attrgetter
 
-from .records import End, Read, Record, Write
+from .records import KINDS, End, Read, Record, Write
 
 #: so many records alike are no coincidence
 _RUN = 4
@@ -54,7 +55,12 @@ class Comparison:
         self, one: Iterable[Record], other: Iterable[Record], *, data: bool = True
     ) -> None:
         self._data = data
-        self._numbers: dict[Record, int] = {}
+        others = ("t", "latency") if data else ("t", "latency", "data")
+        self._compared = {
+            kind: attrgetter(*(field.name for field in fields(kind) if field.name not in others))
+            for kind in KINDS
+        }
+        self._numbers: dict[object, int] = {}
         self._records: list[Record] = []  # the first of each number
         self._questions: list[object] = []  # likewise: what is asked there
         self.one, self.other = self._side(one), self._side(other)
@@ -69,17 +75,18 @@ class Comparison:
 
     def _number(self, record: Record) -> int:
         """Equal for records that are, but for their times."""
-        key = replace(record, t=0, latency=0)
-        if isinstance(key, Read | Write) and not self._data:
-            key = replace(key, data=b"")
-        number = self._numbers.setdefault(key, len(self._records))
+        kind = type(record)
+        what = kind, self._compared[kind](record)
+        number = self._numbers.setdefault(what, len(self._records))
         if number == len(self._records):
-            self._records.append(key)
-            self._questions.append(_question(key))
+            if isinstance(record, Read | Write) and not self._data:
+                record = replace(record, data=b"")
+            self._records.append(record)
+            self._questions.append(_question(record))
         return number
 
     def record(self, side: Side, at: int) -> Record:
-        """The record there, without its times."""
+        """The record there, or one that is equal but for its times."""
         return self._records[side.numbers[at]]
 
     def stretches(self) -> Iterator[Stretch]:

@@ -107,7 +107,7 @@ def words(record: Record, names: Names) -> str:
 
 def _access(record: Access, names: Names) -> str:
     place = names.where(record.region, record.offset, record.count)
-    if record.errno:
+    if record.errno or not record.data:
         return f"{place} ({record.count} bytes)"
     found = names.fields(record.region, record.offset, record.data)
     fields = "".join(f" {name}={what}" for name, what in found.items() if what != 0)
