@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.fake_sysfs import FakeSysfs
-from vfio_user_bridge.inventory import Entry, as_json, as_table, entry
+from vfio_user_bridge.inventory import Entry, as_json, entry, parts
 from vfio_user_bridge.kernel import pci
 from vfio_user_bridge.kernel.inuse import Use, uses
 from vfio_user_bridge.pci_ids import PciIds
@@ -101,8 +102,12 @@ def machine(fake: FakeSysfs) -> FakeSysfs:
     return fake
 
 
+def lines(shown: Sequence[object]) -> list[str]:
+    return "\n".join(map(str, shown)).splitlines()
+
+
 def test_table(machine: FakeSysfs) -> None:
-    assert as_table(entries(machine)).splitlines() == [
+    assert lines(parts(entries(machine))) == [
         "ADDRESS       GROUP  DRIVER    SERVE   DEVICE",
         "0000:00:01.0      1  pcieport  bridge  class 0604: Intel Corporation 82576 Virtual"
         " Function",
@@ -113,17 +118,6 @@ def test_table(machine: FakeSysfs) -> None:
         "",
         "bind: 0000:02:00.0 is bound to nvme; bind to vfio-pci: vfio-user-bridge bind 0000:02:00.0",
     ]
-
-
-@pytest.mark.parametrize("width", [70, 80, 100])
-def test_table_fits_the_terminal(machine: FakeSysfs, width: int) -> None:
-    rows = as_table(entries(machine), width).splitlines()[:4]
-    assert max(len(row) for row in rows) <= width
-    assert any(row.endswith("…") for row in rows)
-
-
-def test_table_of_a_terminal_too_narrow_is_still_readable(machine: FakeSysfs) -> None:
-    assert "Ethernet controller…" in as_table(entries(machine), 30)
 
 
 def test_numbers_without_names(machine: FakeSysfs) -> None:
@@ -139,7 +133,7 @@ def test_vendor_without_the_device(fake: FakeSysfs) -> None:
 
 def test_warnings_stand_below_the_table(machine: FakeSysfs) -> None:
     disk = entry(pci.find(DISK, machine.root), NAMES, [Use("nvme0n1 is mounted on /", vital=True)])
-    assert as_table([disk]).endswith(f"\nin use: {DISK}: nvme0n1 is mounted on /")
+    assert lines(parts([disk]))[-1] == f"in use: {DISK}: nvme0n1 is mounted on /"
 
 
 def test_json(machine: FakeSysfs) -> None:

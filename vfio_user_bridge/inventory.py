@@ -10,11 +10,9 @@ from dataclasses import asdict, dataclass
 from .kernel.inuse import Use
 from .kernel.pci import Obstacle, PciDevice, obstacle
 from .pci_ids import PciIds
+from .terminal import Part, Styled, Table, Text
 
 HEADINGS = ("ADDRESS", "GROUP", "DRIVER", "SERVE", "DEVICE")
-GAP = "  "
-#: The narrowest that the last column gets, in characters; a narrower terminal wraps.
-LEAST = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +84,16 @@ def as_json(entries: Iterable[Entry]) -> str:
     return json.dumps([asdict(entry) for entry in entries], indent=2, ensure_ascii=False)
 
 
-def as_table(entries: Sequence[Entry], width: int | None = None) -> str:
-    """Aligned columns and, below them, what doesn't fit into one.
-
-    *width* is the terminal's, in characters; without it nothing is cut.
-    """
-    rows = [HEADINGS, *(_row(entry) for entry in entries)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS) - 1)]
-    taken = sum(widths) + len(GAP) * len(widths)
-    lines = []
-    for *cells, title in rows:
-        start = GAP.join(_aligned(*cell) for cell in zip(HEADINGS, cells, widths, strict=False))
-        if width is not None and len(title) > max(width - taken, LEAST):
-            title = title[: max(width - taken, LEAST) - 1] + "…"
-        lines.append(f"{start}{GAP}{title}")
-    return "\n".join([*lines, *_notes(entries)])
+def parts(entries: Sequence[Entry]) -> list[Part]:
+    """A table and, below it, what doesn't fit into one."""
+    table = Table(HEADINGS, [_row(entry) for entry in entries], right=("GROUP",))
+    return [table, *_notes(entries)]
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: Entry) -> tuple[Text, ...]:
     group = "-" if entry.iommu_group is None else str(entry.iommu_group)
-    return entry.bdf, group, entry.driver or "-", entry.todo or "yes", entry.title
-
-
-def _aligned(heading: str, text: str, width: int) -> str:
-    return text.rjust(width) if heading == "GROUP" else text.ljust(width)
+    serve = Styled("yes", "green") if entry.todo is None else Styled(entry.todo, "yellow")
+    return entry.bdf, group, entry.driver or "-", serve, entry.title
 
 
 def _notes(entries: Sequence[Entry]) -> list[str]:

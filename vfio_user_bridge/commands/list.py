@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from vfio_user_bridge.errors import DeviceError
 
@@ -30,12 +29,11 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    import shutil
-
-    from vfio_user_bridge.inventory import as_json, as_table, entry
+    from vfio_user_bridge.inventory import as_json, entry, parts
     from vfio_user_bridge.kernel import pci
     from vfio_user_bridge.kernel.inuse import uses
     from vfio_user_bridge.pci_ids import PciIds
+    from vfio_user_bridge.terminal import show
 
     if options.devices:
         devices = [pci.find(pci.parse_bdf(text)) for text in options.devices]
@@ -52,5 +50,4 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print(as_json(entries))
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        print(as_table(entries, width))
+        show(parts(entries))
