@@ -8,7 +8,7 @@ memory.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from .histogram import Histogram
 from .records import KINDS, Access, Client, End, Kind, Record
 
 _COLUMNS = 1 << 12  # more than a picture has pixels
-_PLACES = 1 << 9
+_PLACES = 1 << 8  # in each region
 
 
 class Mark(NamedTuple):
@@ -31,7 +31,7 @@ class Mark(NamedTuple):
 
 
 class Marks:
-    """Of those records that were added, in so many *columns*, and at so many *places*, at most."""
+    """Of those records that were added: in *columns*, and at *places* of each region, at most."""
 
     def __init__(self, columns: int = _COLUMNS, places: int = _PLACES) -> None:
         self._most_columns, self._most_places = columns, places
@@ -41,7 +41,7 @@ class Marks:
         self._start: int | None = None
         self._column = 10  # powers of 2, nanoseconds and bytes
         self._grains: dict[int, int] = defaultdict(int)
-        self._places: set[tuple[int, int]] = set()
+        self._places: dict[int, set[int]] = defaultdict(set)
 
     @property
     def width(self) -> int:
@@ -53,9 +53,9 @@ class Marks:
         return 1 << self._grains[region]
 
     @property
-    def places(self) -> list[tuple[int, int]]:
-        """The regions and offsets that have marks, in order."""
-        return sorted(self._places)
+    def places(self) -> dict[int, list[int]]:
+        """The offsets that have marks, in order, by region."""
+        return {region: sorted(offsets) for region, offsets in sorted(self._places.items())}
 
     def seconds(self, mark: Mark) -> float:
         """When it was."""
@@ -74,7 +74,7 @@ class Marks:
         if isinstance(record, Access):
             self.latency[kind].add(record.latency)
             region, offset = record.region, self._rounded(record.region, record.offset)
-            self._places.add((region, offset))
+            self._places[region].add(offset)
         column = (record.t - self._start) >> self._column
         came = isinstance(record, Client) and record.came
         self.marks.add(Mark(column, kind, region, offset, record.errno != 0, came))
@@ -82,21 +82,19 @@ class Marks:
             column >>= 1
             self._column += 1
             self.marks = {mark._replace(column=mark.column >> 1) for mark in self.marks}
-        while len(self._places) > self._most_places and self._coarsen():
-            pass
+        while region >= 0 and len(self._places[region]) > self._most_places:
+            self._coarsen(region)
 
-    def _coarsen(self) -> bool:
-        """Make the grains of the region that has the most of them twice as large, if it can be."""
-        most, count = Counter(region for region, _ in self._places).most_common(1)[0]
-        if count == 1:
-            return False  # as no device has it
-        self._grains[most] += 1
-        self._places = {(region, self._rounded(region, at)) for region, at in self._places}
+    def _coarsen(self, region: int) -> None:
+        """Make its grains twice as large."""
+        self._grains[region] += 1
+        self._places[region] = {self._rounded(region, at) for at in self._places[region]}
         self.marks = {
-            mark._replace(offset=self._rounded(most, mark.offset)) if mark.region == most else mark
+            mark._replace(offset=self._rounded(region, mark.offset))
+            if mark.region == region
+            else mark
             for mark in self.marks
         }
-        return True
 
     def _rounded(self, region: int, offset: int) -> int:
         grain = self._grains[region]

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from .histogram import Histogram
 from .marks import Mark, Marks
 from .names import Names, region_name
 from .records import Header, Kind
+from .rows import Rows
 from .text import duration, title
 
 #: what a picture can be, by the file's suffix
@@ -32,9 +33,8 @@ _STYLES: dict[Kind, tuple[str, str, float]] = {
     Kind.RESET: (_BLACK, "D", 0),
     Kind.CLIENT: (_BLACK, ">", 0),
 }
-#: those that have a row each, from the top
-_EVENTS = (Kind.CLIENT, Kind.RESET, Kind.IRQS, Kind.MAP, Kind.UNMAP)
-_MOST_LABELS = 48
+_ROW = 0.2  # inches
+_ACCESS, _EVENT = 6, 6  # sizes of marks, in points
 _MANY = 5_000  # marks: as lines, an SVG of more is slow to draw
 _BINS = 4  # bars an octave of latencies
 
@@ -43,20 +43,19 @@ def draw(header: Header, marks: Marks, names: Names, path: Path) -> None:
     """:raise BridgeError: matplotlib isn't there, or *path* can't be written"""
     figures = load("matplotlib.figure", "drawing a trace")
     ticker = load("matplotlib.ticker", "drawing a trace")
-    rows = _rows(marks)
-    labels = dict(_labels(rows, marks, names))
-    height = 2.6 + 0.2 * len(labels)
+    rows = Rows(marks, names)
+    height = 2.6 + _ROW * rows.bottom
     figure = figures.Figure(figsize=(12, height), layout="constrained")
     when, took = figure.subplots(2, height_ratios=(height - 2.2, 1.4))
     figure.suptitle(_title(header, marks), x=0.01, ha="left", fontsize="medium")
-    margin = 0.7 * _label_step(marks)
-    _draw_marks(when, marks, rows, row_height=72 * 0.2 / _label_step(marks))
-    when.set_yticks(list(labels), list(labels.values()), fontsize="small")
-    when.set_ylim(max(rows.values(), default=0) + margin, -margin)
+    _draw_marks(when, marks, rows)
+    when.set_yticks(list(rows.labels), list(rows.labels.values()), fontsize="small")
+    when.set_ylim(max(rows.bottom, 1) - 0.3, -0.7)
     when.grid(axis="y", color="0.93")
     when.set_axisbelow(True)
     when.set_xlabel("seconds since the recording began")
     _draw_latencies(took, marks.latency)
+    took.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     took.xaxis.set_major_formatter(ticker.EngFormatter("s"))
     took.xaxis.set_minor_formatter(ticker.NullFormatter())
     for axes in (when, took):
@@ -67,104 +66,66 @@ def draw(header: Header, marks: Marks, names: Names, path: Path) -> None:
         raise BridgeError(f"can't write {path}: {error.strerror}") from None
 
 
-_Row = Kind | tuple[int, int]
-
-
-def _rows(marks: Marks) -> dict[_Row, float]:
-    """Where each row is: events first, then regions, apart from each other as labels are."""
-    rows: dict[_Row, float] = {}
-    there = {mark.kind for mark in marks.marks}
-    gap = _label_step(marks)
-    for kind in _EVENTS:
-        if kind in there:
-            rows[kind] = len(rows) * gap
-    at, before = (len(rows) - 1) * gap, -1
-    for place in marks.places:
-        at += 1 if place[0] == before else 2 * gap
-        rows[place] = at
-        before = place[0]
-    return rows
-
-
-def _label_step(marks: Marks) -> int:
-    """How many rows have one label."""
-    return max(-(-len(marks.places) // _MOST_LABELS), 1)
-
-
-def _labels(rows: dict[_Row, float], marks: Marks, names: Names) -> Iterator[tuple[float, str]]:
-    """All that have room."""
-    step, seen = _label_step(marks), Counter[int]()
-    for name, at in rows.items():
-        if isinstance(name, Kind):
-            yield at, name.name.lower()
-            continue
-        region, offset = name
-        if seen[region] % step == 0:
-            grain = marks.grain(region)
-            several = f"{region_name(region)} {offset:#x}-{offset + grain - 1:#x}"
-            yield at, several if grain > 1 else names.where(region, offset, 1)
-        seen[region] += 1
-
-
 def _title(header: Header, marks: Marks) -> str:
     said = f"{title(header)}\n{marks.records:,} requests"
     if len(marks.marks) == marks.records:
         return said
     grains = [
         f"{marks.grain(region):,} bytes of {region_name(region)}"
-        for region in sorted({region for region, _ in marks.places})
+        for region in marks.places
         if marks.grain(region) > 1
     ]
     within = " and ".join([duration(marks.width), *grains])
     return f"{said}; {len(marks.marks):,} marks: one for all alike within {within}"
 
 
-def _draw_marks(axes: Any, marks: Marks, rows: dict[_Row, float], row_height: float) -> None:
-    """*row_height* is in points."""
-    size = min(max(row_height * 0.4, 2), 8)
-    for kind, (colour, shape, shift) in _STYLES.items():
-        for came in (False, True):
-            chosen = [mark for mark in marks.marks if (mark.kind, mark.came) == (kind, came)]
-            if not chosen:
-                continue
-            access = kind in marks.latency
-            times, heights = _places(marks, chosen, rows, -shift)
-            axes.plot(
-                times,
-                heights,
-                linestyle="",
-                marker="<" if kind is Kind.CLIENT and not came else shape,
-                markersize=size if access else 6,
-                markerfacecolor="none" if kind is Kind.CLIENT and not came else colour,
-                markeredgecolor=colour,
-                markeredgewidth=1.3,
-                label=f"{kind.name.lower()}s" if access else None,
-                rasterized=len(chosen) > _MANY,
-            )
-            if kind in (Kind.RESET, Kind.CLIENT):
-                for time in times:
-                    axes.axvline(time, color="0.8", linewidth=0.8, zorder=0)
+def _draw_marks(axes: Any, marks: Marks, rows: Rows) -> None:
+    alike: dict[tuple[Kind, bool, int], list[Mark]] = defaultdict(list)
+    for mark in marks.marks:
+        alike[mark.kind, mark.came, mark.region].append(mark)
+    for (kind, came, region), chosen in sorted(alike.items()):
+        colour, shape, shift = _STYLES[kind]
+        spacing = rows.spacing[region]
+        access, went = kind in marks.latency, kind is Kind.CLIENT and not came
+        times = [marks.seconds(mark) for mark in chosen]
+        axes.plot(
+            times,
+            [rows.of(mark) - shift * spacing for mark in chosen],
+            linestyle="",
+            marker="<" if went else shape,
+            markersize=max(spacing * _ACCESS, 2) if access else _EVENT,
+            markerfacecolor="none" if went else colour,
+            markeredgecolor=colour,
+            markeredgewidth=1.3,
+            label=f"{kind.name.lower()}s" if access else None,
+            rasterized=len(chosen) > _MANY,
+        )
+        for time in times if kind in (Kind.RESET, Kind.CLIENT) else ():
+            axes.axvline(time, color="0.8", linewidth=0.8, zorder=0)
     failed = [mark for mark in marks.marks if mark.failed]
     if failed:
-        times, heights = _places(marks, failed, rows)
-        axes.plot(times, heights, linestyle="", marker="x", color=_BLACK, label="refused")
-    if axes.get_legend_handles_labels()[0]:
+        axes.plot(
+            [marks.seconds(mark) for mark in failed],
+            [rows.of(mark) for mark in failed],
+            linestyle="",
+            marker="x",
+            color=_BLACK,
+            label="refused",
+        )
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        once = dict(zip(labels, handles, strict=True))
         legend = axes.legend(
-            loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize="small"
+            once.values(),
+            once,
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            ncols=3,
+            frameon=False,
+            fontsize="small",
         )
         for handle in legend.legend_handles:
-            handle.set_markersize(8)
-
-
-def _places(
-    marks: Marks, chosen: Iterable[Mark], rows: dict[_Row, float], shift: float = 0
-) -> tuple[Sequence[float], Sequence[float]]:
-    times, heights = [], []
-    for mark in chosen:
-        row: _Row = (mark.region, mark.offset) if mark.kind in marks.latency else mark.kind
-        times.append(marks.seconds(mark))
-        heights.append(rows[row] + shift)
-    return times, heights
+            handle.set_markersize(_EVENT)
 
 
 def _draw_latencies(axes: Any, latency: dict[Kind, Histogram]) -> None:
