@@ -10,13 +10,11 @@ be quick, or to make sense.
 from __future__ import annotations
 
 import contextlib
-import errno
 import inspect
 import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _REQUEST, _RESPONSE = 0, 1
 _PATIENCE = 5.0  # seconds, for the other end
+_PAUSE = 0.1  # seconds, after what the host has failed to do
 _MAX_REQUEST = 1 << 16  # bytes
 _MAX_RESPONSE = 1 << 24
 _MAX_FILES = 4  # that wait to be taken
@@ -57,6 +56,7 @@ class Control:
         self.listener = listener
         self._methods, self._writers = methods, writers
         self._thread: threading.Thread | None = None
+        self._closing = threading.Event()
         try:
             self._msgpack = msgpack()  # now: confined, it might not be found
         except BridgeError:
@@ -69,6 +69,7 @@ class Control:
         self._thread.start()
 
     def close(self) -> None:
+        self._closing.set()
         with contextlib.suppress(OSError):
             self.listener.socket.shutdown(socket.SHUT_RDWR)  # wakes accept()
         self.listener.close()
@@ -76,20 +77,21 @@ class Control:
             self._thread.join(_PATIENCE)
 
     def _run(self) -> None:
-        while True:
+        while not self._closing.is_set():
             try:
                 sock, _ = self.listener.socket.accept()
-            except OSError as error:
-                if error.errno in (errno.EINVAL, errno.EBADF):
-                    return  # closed
-                time.sleep(0.1)  # out of descriptors, most likely
+            except OSError:
+                self._closing.wait(_PAUSE)  # out of descriptors, most likely, if it isn't closing
                 continue
             with sock:
-                sock.settimeout(_PATIENCE)
                 try:
+                    sock.settimeout(_PATIENCE)
                     self._converse(sock)
-                except (OSError, ValueError, self._msgpack.exceptions.UnpackException) as error:
-                    log.info("control: put out: %s", error)
+                except (
+                    *(OSError, MemoryError, ValueError),
+                    self._msgpack.exceptions.UnpackException,
+                ) as error:
+                    log.info("control: put out: %s", str(error) or "no memory")
 
     def _converse(self, sock: socket.socket) -> None:
         unpacker = self._msgpack.Unpacker(max_buffer_size=_MAX_REQUEST)
@@ -132,6 +134,8 @@ class Control:
             return None, method(*(files.pop(0) for _ in range(writes)), *params)
         except BridgeError as error:
             return str(error), None
+        except (OSError, MemoryError) as error:
+            return f"the host fails us: {str(error) or 'no memory'}; try again", None
         except Exception:
             log.exception("control: a defect of the bridge in %s, please report it", name)
             return "a defect of the bridge; its log says more", None

@@ -44,6 +44,7 @@ class Port:
         self.device = device
         self._recorded = recorded
         self.listener = listener
+        self._address = listener.address
         self.client: Connection | None = None
         self.peer: Peer | None = None  # who that is
         self.session: Session | None = None  # and what is said
@@ -105,7 +106,7 @@ class Port:
         of_client = known(session.state if session else None)
         return DeviceStatus(
             name=self.device.name,
-            socket=self.listener.address,
+            socket=self._address,
             state=state,
             draining=self.draining,
             client=there,

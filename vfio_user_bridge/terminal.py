@@ -78,7 +78,8 @@ def show(parts: Iterable[Part]) -> None:
             console.print(rendered(part), soft_wrap=True)  # lines are the terminal's to wrap
         return
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print("\n".join(p.aligned(width) if isinstance(p, Table) else str(p) for p in parts))
+    for part in parts:
+        print(part.aligned(width) if isinstance(part, Table) else part)
 
 
 def watch(look: Callable[[], Sequence[Part]], interval: float) -> None:
