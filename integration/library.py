@@ -15,7 +15,7 @@ from pathlib import Path
 
 from integration import tree
 from integration.qemu import LIBRARIES
-from vfio_user_bridge.libvfio_user import VARIABLE
+from vfio_user_bridge.libvfio_user.library import VARIABLE
 
 
 def carry(folder: Path, there: Path) -> dict[str, str]:

@@ -11,9 +11,9 @@ from functools import cache
 
 import pytest
 
-from vfio_user_bridge import libvfio_user
 from vfio_user_bridge.device import Device
 from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.libvfio_user import library
 from vfio_user_bridge.limits import Limits
 from vfio_user_bridge.session import Session
 from vfio_user_bridge.transport import Connection
@@ -37,7 +37,7 @@ def need(engine: str) -> None:
 def _obstacle() -> str:
     """Why libvfio-user can't be used; finding that out takes a while."""
     try:
-        libvfio_user.load()
+        library.load()
     except BridgeError as error:
         return str(error)
     return ""
@@ -46,7 +46,7 @@ def _obstacle() -> str:
 def session_of(engine: str) -> type[Session]:
     if engine == NATIVE:
         return Session
-    from vfio_user_bridge.library_session import LibrarySession
+    from vfio_user_bridge.libvfio_user.session import LibrarySession
 
     return LibrarySession
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user_bridge import libvfio_user as vfu
 from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.libvfio_user import library as vfu
 
 from .engines import LIBRARY, need
 from .running_server import SERVE
@@ -150,8 +150,8 @@ def test_who_does_not_ask_for_it_imports_nothing_of_it() -> None:
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True
     )
     assert "vfio_user_bridge.session" in modules.stdout.split()
-    assert "vfio_user_bridge.libvfio_user" not in modules.stdout.split()
-    assert "vfio_user_bridge.library_session" not in modules.stdout.split()
+    assert "vfio_user_bridge.libvfio_user.library" not in modules.stdout.split()
+    assert "vfio_user_bridge.libvfio_user.session" not in modules.stdout.split()
 
 
 # ---- Errors, both ways ----------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from vfio_user_bridge.cli import main
 from vfio_user_bridge.errors import BridgeError, UsageError
-from vfio_user_bridge.libvirt import QEMU_NAMESPACE, bridged, pieces
+from vfio_user_bridge.libvirt.domain import QEMU_NAMESPACE, bridged, pieces
 
 FOLDER = Path("/run/vfio-user-bridge")
 

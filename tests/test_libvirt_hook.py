@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user_bridge.libvirt import bridged
+from vfio_user_bridge.libvirt.domain import bridged
 
 from .test_libvirt import SOURCE, domain, hostdev
 

@@ -20,8 +20,8 @@ from vfio_user_bridge.cli import main
 from vfio_user_bridge.device import Device, PciRegion, RegionFlags
 from vfio_user_bridge.errors import UsageError
 from vfio_user_bridge.messages import RegionInfo
-from vfio_user_bridge.policed import LINES, PolicedDevice, policed
-from vfio_user_bridge.policy import WHOLE, Action, Rule
+from vfio_user_bridge.policy.device import LINES, PolicedDevice, policed
+from vfio_user_bridge.policy.rules import WHOLE, Action, Rule
 from vfio_user_bridge.protocol import Buffer
 from vfio_user_bridge.sparse import mappable_areas
 

@@ -11,7 +11,7 @@ import pytest
 
 from vfio_user_bridge.device import PciRegion
 from vfio_user_bridge.errors import UsageError
-from vfio_user_bridge.policy import KEYS, WHOLE, Action, Rule, check_served, read, spans
+from vfio_user_bridge.policy.rules import KEYS, WHOLE, Action, Rule, check_served, read, spans
 
 DENY = 'action = "deny"'
 CONFIG = 'region = "config"'

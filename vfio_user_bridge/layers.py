@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .device import Device
 
 if TYPE_CHECKING:
-    from .policy import Rule
+    from .policy.rules import Rule
     from .recording import RecordedDevice
 
 
@@ -29,7 +29,7 @@ class Layers:
         self._recordable = bool(options.record or options.control)
         self._rules: Sequence[Rule] = ()
         if options.policy:
-            from .policy import check_served, read
+            from .policy.rules import check_served, read
 
             self._rules = read(options.policy)
             check_served(self._rules, names)
@@ -41,7 +41,7 @@ class Layers:
         :raise BridgeError: the file to record into can't be had
         """
         if self._rules:
-            from .policed import policed
+            from .policy.device import policed
 
             device = policed(device, self._rules)
         if not self._recordable:

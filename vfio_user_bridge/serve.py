@@ -153,8 +153,8 @@ def _engine(name: str) -> type[Session]:
     """:raise BridgeError: it isn't installed"""
     if name == "native":
         return Session
-    from . import libvfio_user
-    from .library_session import LibrarySession
+    from .libvfio_user import library
+    from .libvfio_user.session import LibrarySession
 
-    libvfio_user.load()  # now, not when the first client comes
+    library.load()  # now, not when the first client comes
     return LibrarySession

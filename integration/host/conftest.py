@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vfio_user_bridge import libvfio_user, qemu
+from vfio_user_bridge import qemu
 from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.libvfio_user import library
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,7 @@ def edu_socket(
     """
     if request.param == "libvfio-user":
         try:
-            libvfio_user.load()
+            library.load()
         except BridgeError as missing:
             pytest.skip(str(missing))
     path = tmp_path_factory.mktemp("edu") / "edu.sock"

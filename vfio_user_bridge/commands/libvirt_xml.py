@@ -46,7 +46,7 @@ def add_to(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    from vfio_user_bridge.libvirt import bridged, pieces
+    from vfio_user_bridge.libvirt.domain import bridged, pieces
 
     if options.device:
         print(pieces(options.device), end="")

@@ -14,7 +14,7 @@ TOML, a table for each rule::
     note = "why"              # for the log
 
 A byte belongs to the first rule that has it; what no rule has is allowed. What a file can get wrong
-without knowing the devices is found here, the rest by `policed`.
+without knowing the devices is found here, the rest by `device`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .device import PciRegion
-from .errors import UsageError
-from .sparse import without
+from vfio_user_bridge.device import PciRegion
+from vfio_user_bridge.errors import UsageError
+from vfio_user_bridge.sparse import without
 
 REGIONS = {region.name.lower(): region for region in PciRegion}
 #: what an access is called, and whether reads and writes are meant

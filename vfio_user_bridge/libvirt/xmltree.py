@@ -12,7 +12,7 @@ from xml.dom import minidom
 from xml.parsers.expat import ExpatError
 from xml.sax.saxutils import escape
 
-from .errors import BridgeError
+from vfio_user_bridge.errors import BridgeError
 
 INDENT = "  "
 

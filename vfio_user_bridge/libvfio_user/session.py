@@ -28,12 +28,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import eventfd
-from .device import Device, PciIrq
-from .library_context import IRQS, Context
-from .limits import DEFAULTS, Limits
-from .messages import DmaMap, IrqSet, IrqSetFlags
-from .protocol import (
+from vfio_user_bridge import eventfd
+from vfio_user_bridge.device import Device, PciIrq
+from vfio_user_bridge.limits import DEFAULTS, Limits
+from vfio_user_bridge.messages import DmaMap, IrqSet, IrqSetFlags
+from vfio_user_bridge.protocol import (
     DEFAULT_DATA_XFER_SIZE,
     HEADER,
     PAYLOAD_OVERHEAD,
@@ -43,10 +42,12 @@ from .protocol import (
     Command,
     ProtocolError,
 )
+from vfio_user_bridge.requests import Requests, State
+from vfio_user_bridge.session import Session
+from vfio_user_bridge.transport import Connection, Message, PeerGoneError, receive_waiting
+
+from .context import IRQS, Context
 from .relay import Relay
-from .requests import Requests, State
-from .session import Session
-from .transport import Connection, Message, PeerGoneError, receive_waiting
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from xml.dom import minidom
 
+from vfio_user_bridge.errors import BridgeError
+
 from . import xmltree
-from .errors import BridgeError
 
 _PORT = "pcie-root-port"
 _SLOTS = 32

@@ -10,7 +10,7 @@ import os
 import select
 from collections.abc import Callable
 
-from . import eventfd
+from vfio_user_bridge import eventfd
 
 
 class Relay:

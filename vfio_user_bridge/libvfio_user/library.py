@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from .errors import BridgeError
+from vfio_user_bridge.errors import BridgeError
 
 log = logging.getLogger(__name__)
 

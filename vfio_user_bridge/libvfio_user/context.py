@@ -14,11 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from . import libvfio_user as vfu
-from .device import Device, PciIrq, RegionFlags
-from .messages import RegionInfo
-from .protocol import refuse
-from .sparse import mappable_areas
+from vfio_user_bridge.device import Device, PciIrq, RegionFlags
+from vfio_user_bridge.messages import RegionInfo
+from vfio_user_bridge.protocol import refuse
+from vfio_user_bridge.sparse import mappable_areas
+
+from . import library as vfu
 
 log = logging.getLogger(__name__)
 

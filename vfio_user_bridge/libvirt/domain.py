@@ -12,12 +12,13 @@ from textwrap import dedent
 from typing import NamedTuple
 from xml.dom import minidom
 
+from vfio_user_bridge.errors import BridgeError, UsageError
+from vfio_user_bridge.kernel.pci import parse_bdf
+from vfio_user_bridge.qemu import compact, device
+from vfio_user_bridge.sockets import socket_name
+
 from . import xmltree
-from .errors import BridgeError, UsageError
-from .kernel.pci import parse_bdf
-from .libvirt_pci import Address, GuestPci, number
-from .qemu import compact, device
-from .sockets import socket_name
+from .pci import Address, GuestPci, number
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 #: of the element in <metadata> that holds what were the domain's PCI host devices

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""A Device whose guest keeps to the operator's rules (`policy`).
+"""A Device whose guest keeps to the operator's rules (`rules`).
 
 What is denied reads as all ones, and writes to it vanish: so a PCI device answers where it has
 nothing. The device doesn't see such bytes; of an access that has others too, it gets each run of
@@ -14,13 +14,14 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
-from .device import Device, RegionFlags
-from .errors import UsageError
-from .messages import RegionInfo
-from .policy import WHOLE, WIDEST, Action, Rule, Span, applies, spans
-from .protocol import Buffer
-from .sparse import mappable_areas, with_areas, without
-from .wrapped import Wrapped
+from vfio_user_bridge.device import Device, RegionFlags
+from vfio_user_bridge.errors import UsageError
+from vfio_user_bridge.messages import RegionInfo
+from vfio_user_bridge.protocol import Buffer
+from vfio_user_bridge.sparse import mappable_areas, with_areas, without
+from vfio_user_bridge.wrapped import Wrapped
+
+from .rules import WHOLE, WIDEST, Action, Rule, Span, applies, spans
 
 log = logging.getLogger(__name__)
 
