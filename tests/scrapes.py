@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import re
 import socket
+import time
 from collections.abc import Mapping
 
 from prometheus_client import Metric
@@ -17,9 +18,11 @@ Labels = frozenset[tuple[str, str]]
 
 
 def address(running: RunningServer) -> str:
-    """Where its metrics are, as its log tells."""
-    found = re.search(r" metrics on (.*)$", running.log(), re.MULTILINE)
-    assert found, running.log()
+    """Where its metrics are, as its log tells once it is ready."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := re.search(r" metrics on (.*)\n", running.log())):
+        assert time.monotonic() < deadline, running.log()
+        time.sleep(0.001)
     return found[1]
 
 

@@ -109,11 +109,11 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits, layers: Lay
             each.start()
 
         def announce() -> None:
+            sys.stdout.write("".join(ready))
+            sys.stdout.flush()
             log.info("confined: %s", confinement)
             for each in for_operators:
                 log.info("for operators: %s on %s", each.what, each.listener.address)
-            sys.stdout.write("".join(ready))
-            sys.stdout.flush()
 
         gc.freeze()  # all this stays: no collection need look at it again
         server.run(announce)
