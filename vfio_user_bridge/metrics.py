@@ -10,7 +10,7 @@ from typing import Any
 from . import __version__
 from .counters import bucket, upper_end
 from .extras import load
-from .httpd import Httpd, Page
+from .httpd import Httpd
 from .listener import Listener
 from .protocol import Command
 from .status import DeviceStatus
@@ -18,10 +18,6 @@ from .status import DeviceStatus
 _NEEDED_BY = "serve --metrics"
 prometheus = load("prometheus_client", _NEEDED_BY)
 families = load("prometheus_client.core", _NEEDED_BY)
-
-PATH = "/metrics"
-#: of what generate_latest() gives, whatever its release
-_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _PREFIX = "vfio_user"
 #: where buckets of durations end, in ns: powers of 2 from 1 µs to the minute for which QEMU waits
@@ -67,8 +63,7 @@ def offer(listener: Listener, statuses: Statuses, engine: str) -> Httpd:
     registry = prometheus.CollectorRegistry()
     prometheus.ProcessCollector(registry=registry)  # learns when the host was booted
     registry.register(Collector(statuses, engine))
-    content = partial(prometheus.generate_latest, registry)
-    return Httpd(listener, Page(PATH, _CONTENT_TYPE, content))
+    return Httpd(listener, partial(prometheus.generate_latest, registry))
 
 
 class Collector:
