@@ -9,12 +9,10 @@ be quick, or to make sense.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 import os
 import socket
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -23,13 +21,13 @@ from typing import Any
 from . import extras
 from .errors import BridgeError
 from .listener import Listener
+from .service import Service
 from .transport import receive_waiting, send_all
 
 log = logging.getLogger(__name__)
 
 _REQUEST, _RESPONSE = 0, 1
 _PATIENCE = 5.0  # seconds, for the other end
-_PAUSE = 0.1  # seconds, after what the host has failed to do
 _MAX_REQUEST = 1 << 16  # bytes
 _MAX_RESPONSE = 1 << 24
 _MAX_FILES = 4  # that wait to be taken
@@ -42,8 +40,8 @@ def msgpack() -> ModuleType:
     return extras.load("msgpack", "the control socket")
 
 
-class Control:
-    """Answers requests on *listener*, one client after the other, in a thread of its own.
+class Control(Service):
+    """Answers requests on *listener*.
 
     :param methods: by name
     :param writers: those whose first parameter is a descriptor that came along, theirs to close
@@ -53,52 +51,21 @@ class Control:
     what = "control socket"
 
     def __init__(self, listener: Listener, methods: Methods, writers: Methods) -> None:
-        self.listener = listener
+        super().__init__(listener)
         self._methods, self._writers = methods, writers
-        self._thread: threading.Thread | None = None
-        self._closing = threading.Event()
         try:
             self._msgpack = msgpack()  # now: confined, it might not be found
         except BridgeError:
             listener.close()
             raise
 
-    def start(self) -> None:
-        """Answer from now on."""
-        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._closing.set()
-        with contextlib.suppress(OSError):
-            self.listener.socket.shutdown(socket.SHUT_RDWR)  # wakes accept()
-        self.listener.close()
-        if self._thread:
-            self._thread.join(_PATIENCE)
-
-    def _run(self) -> None:
-        while not self._closing.is_set():
-            try:
-                sock, _ = self.listener.socket.accept()
-            except OSError:
-                self._closing.wait(_PAUSE)  # out of descriptors, most likely, if it isn't closing
-                continue
-            with sock:
-                try:
-                    sock.settimeout(_PATIENCE)
-                    self._converse(sock)
-                except (
-                    *(OSError, MemoryError, ValueError),
-                    self._msgpack.exceptions.UnpackException,
-                ) as error:
-                    log.info("control: put out: %s", str(error) or "no memory")
-
-    def _converse(self, sock: socket.socket) -> None:
+    def _converse(self, visitor: socket.socket) -> None:
+        visitor.settimeout(_PATIENCE)
         unpacker = self._msgpack.Unpacker(max_buffer_size=_MAX_REQUEST)
         files: list[int] = []
         try:
             while True:
-                data, came = receive_waiting(sock, 4096)
+                data, came = receive_waiting(visitor, 4096)
                 files += came
                 if not data:
                     return
@@ -106,7 +73,9 @@ class Control:
                     raise ValueError("it sent too many files")
                 unpacker.feed(data)
                 for request in unpacker:
-                    sock.sendall(self._msgpack.packb(self._answer(request, files)))
+                    visitor.sendall(self._msgpack.packb(self._answer(request, files)))
+        except (OSError, ValueError, self._msgpack.exceptions.UnpackException) as error:
+            log.info("control: put out: %s", error)
         finally:
             for fd in files:
                 os.close(fd)

@@ -33,8 +33,7 @@ from .session import Session
 from .sockets import Sockets
 
 if TYPE_CHECKING:
-    from .control import Control
-    from .httpd import Httpd
+    from .service import Service
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +120,7 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits, layers: Lay
 
 def _for_operators(
     options: Namespace, server: Server, confinement: Callable[[], Confinement]
-) -> Iterator[Control | Httpd]:
+) -> Iterator[Service]:
     """What they look at the server by.
 
     :raise BridgeError: a package isn't installed, or a socket can't be made
