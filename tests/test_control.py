@@ -24,8 +24,8 @@ import pytest
 
 from vfio_user_bridge import __version__
 from vfio_user_bridge.cli import main
-from vfio_user_bridge.control import ask
 from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.management.control import ask
 
 from . import client as c
 from .descriptors import eventfds, memory_files

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from vfio_user_bridge import httpd
-from vfio_user_bridge.httpd import Httpd
 from vfio_user_bridge.listener import listen_at
+from vfio_user_bridge.management import httpd
+from vfio_user_bridge.management.httpd import Httpd
 
 PATIENCE = 10.0
 CONTENT = b"one\ntwo\n"

@@ -35,9 +35,10 @@ def ram() -> Iterator[int]:
 
 def mappings(fd: int) -> list[str]:
     """The permissions of each mapping that this process has of the file *fd*."""
-    inode = str(os.fstat(fd).st_ino)
+    found = os.fstat(fd)
+    file = [f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}", str(found.st_ino)]
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
-    return [line[1] for line in lines if line[4] == inode]
+    return [line[1] for line in lines if line[3:5] == file]
 
 
 def code_of(caught: pytest.ExceptionInfo[OSError]) -> int | None:

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from vfio_user_bridge import __version__
-from vfio_user_bridge.control import ask
 from vfio_user_bridge.counters import Counters, bucket
-from vfio_user_bridge.metrics import histogram
+from vfio_user_bridge.management.control import ask
+from vfio_user_bridge.management.metrics import histogram
 
 from . import client as c
 from .descriptors import eventfds, memory_files

@@ -33,7 +33,7 @@ from .session import Session
 from .sockets import Sockets
 
 if TYPE_CHECKING:
-    from .service import Service
+    from .management.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -126,12 +126,12 @@ def _for_operators(
     :raise BridgeError: a package isn't installed, or a socket can't be made
     """
     if options.control:
-        from .control import Control
-        from .methods import methods
+        from .management.control import Control
+        from .management.methods import methods
 
         yield Control(listen(options.control, 0o600), *methods(server, confinement))
     if options.metrics:
-        from .metrics import offer
+        from .management.metrics import offer
 
         yield offer(listen_at(options.metrics, 0o600), server.status, options.engine)
 

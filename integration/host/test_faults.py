@@ -15,8 +15,8 @@ from integration.injection import Survivor, faults
 from tests import scrapes
 from tests.running_server import server
 from tests.visit import GONE, Visit
-from vfio_user_bridge.control import ask
 from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.management.control import ask
 
 #: at how many places the same call fails, at most
 MOST = int(os.environ.get("FAULTS", "6"))

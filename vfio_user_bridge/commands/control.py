@@ -50,7 +50,7 @@ class Action:
         add_control(parser)
 
     def run(self, options: argparse.Namespace) -> None:
-        from vfio_user_bridge.control import ask
+        from vfio_user_bridge.management.control import ask
 
         ask(options.control, self.NAME, options.what)
 
@@ -86,7 +86,7 @@ class Record:
     def run(self, options: argparse.Namespace) -> None:
         import os
 
-        from vfio_user_bridge.control import ask
+        from vfio_user_bridge.management.control import ask
         from vfio_user_bridge.recording import new_file
 
         fd = new_file(options.file)

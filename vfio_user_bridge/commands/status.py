@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
     from functools import partial
 
     from vfio_user_bridge import terminal
-    from vfio_user_bridge.control import ask
+    from vfio_user_bridge.management.control import ask
 
     look = partial(ask, options.control, "status")
     if options.json:

@@ -18,7 +18,8 @@ from io import BufferedReader, RawIOBase
 from socketserver import BaseServer
 from typing import Any
 
-from .listener import Listener
+from vfio_user_bridge.listener import Listener
+
 from .service import Service
 
 _PATH = "/metrics"

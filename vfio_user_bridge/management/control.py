@@ -18,11 +18,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from . import extras
-from .errors import BridgeError
-from .listener import Listener
+from vfio_user_bridge import extras
+from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.listener import Listener
+from vfio_user_bridge.transport import receive_waiting, send_all
+
 from .service import Service
-from .transport import receive_waiting, send_all
 
 log = logging.getLogger(__name__)
 

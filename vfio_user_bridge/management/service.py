@@ -9,7 +9,7 @@ import socket
 import threading
 from abc import ABC, abstractmethod
 
-from .listener import Listener
+from vfio_user_bridge.listener import Listener
 
 log = logging.getLogger(__name__)
 

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 
-from . import __version__, log
-from .confinement import Confinement
+from vfio_user_bridge import __version__, log
+from vfio_user_bridge.confinement import Confinement
+from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.limits import RECORD_LIMIT
+from vfio_user_bridge.port import Port
+from vfio_user_bridge.server import Server
+
 from .control import Methods
-from .errors import BridgeError
-from .limits import RECORD_LIMIT
-from .port import Port
-from .server import Server
 
 
 def methods(server: Server, confinement: Callable[[], Confinement]) -> tuple[Methods, Methods]:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from . import __version__
-from .counters import bucket, upper_end
-from .extras import load
+from vfio_user_bridge import __version__
+from vfio_user_bridge.counters import bucket, upper_end
+from vfio_user_bridge.extras import load
+from vfio_user_bridge.listener import Listener
+from vfio_user_bridge.protocol import Command
+from vfio_user_bridge.status import DeviceStatus
+
 from .httpd import Httpd
-from .listener import Listener
-from .protocol import Command
-from .status import DeviceStatus
 
 _NEEDED_BY = "serve --metrics"
 prometheus = load("prometheus_client", _NEEDED_BY)
