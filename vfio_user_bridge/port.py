@@ -13,7 +13,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from .counters import Counters
-from .device import Device
+from .device import Device, DeviceFlags
 from .errors import BridgeError
 from .listener import Listener
 from .peers import Peer
@@ -128,6 +128,8 @@ class Port:
         :raise BridgeError: the device can't, or is at work for longer than the operator waits
         """
         with self.stopped():
+            if not self.device.info.flags & DeviceFlags.RESET:
+                raise BridgeError(f"{self.device.name} can't be reset: no way of it works here")
             try:
                 self.device.reset()
             except OSError as error:

@@ -41,6 +41,9 @@ def test_what_is_seen(tmp_path: Path) -> None:
         device.set_irqs(EVENTFD | TRIGGER, PciIrq.MSI, 0, 1, [event])
         edu.copy(device, IOVA, IOVA + PAGE, 16)
         seen = status(path)
+        refused = command("control", "reset", "--control", str(path))
+        assert refused.returncode == 1  # it is on the root bus, which nobody resets
+        assert "can't be reset: no way of it works here" in refused.stderr
     assert (seen["name"], seen["state"]) == (devices.EDU_ALONE, "serving")
     assert (seen["maps"], seen["mapped"], seen["irqs"]) == (1, 2 * PAGE, {"MSI": 1})
     assert seen["messages"]["DMA_MAP"]["count"] == 1

@@ -257,7 +257,6 @@ def test_the_operator_looks_and_acts(tmp_path: Path) -> None:
         tell("record", trace)
         remote.write(edu.BAR, edu.RAISE, 4, 0)
         tell("stop-recording")
-        tell("reset")
         tell("disconnect")
         remote.wire.wait_until_hung_up()
     show = ("vfio-user-bridge", "trace", "show", trace)
