@@ -27,7 +27,7 @@ from vfio_user_bridge.kernel import drivers, inuse, pci
 from vfio_user_bridge.opening import device_name
 
 NIC, TWIN, PORT = "0000:01:10.1", "0000:01:10.2", "0000:00:01.0"
-COMMANDS = ("serve", "doctor", "list", "bind", "unbind", "status", "qemu-args", "libvirt-xml")
+COMMANDS = command_line.commands()
 COMMAND = (sys.executable, "-m", "vfio_user_bridge")
 
 

@@ -159,7 +159,8 @@ def test_sizes(count: int, text: str) -> None:
     [
         (0o700, "ok", "can make sockets in", ""),
         (0o1777, "ok", "can make sockets in", ""),
-        (0o777, "problem", "everybody may write", "chmod o-w"),
+        (0o777, "problem", "everybody may write", "chmod go-w"),
+        (0o770, "warning", "a group may write", "chmod g-w"),
         (0o500, "problem", "may not make sockets", "chown"),
         (None, "problem", "No such file", "install --directory"),
     ],

@@ -106,6 +106,19 @@ def test_start_fails(host: Host) -> None:
     assert (done.returncode, done.stderr) == (1, "vfio-user-bridge: other\n")
 
 
+def test_options_of_the_domain(host: Host) -> None:
+    """Those that its <metadata> has go to `serve`."""
+    more = "--control '/run/vfio-user-bridge/my vm.control' --metrics /run/vfio-user-bridge/metrics"
+    described = xml(MANAGED).replace(" sockets=", f' options="{more}" sockets=')
+    assert more in described
+    assert host.hook("start", described).returncode == 0
+    (run,) = (asked for asked in host.asked if asked[0] == "systemd-run")
+    assert run[-4:] == [
+        *("--control", "/run/vfio-user-bridge/my vm.control"),
+        *("--metrics", "/run/vfio-user-bridge/metrics"),
+    ]
+
+
 def test_release(host: Host) -> None:
     host.fails("systemctl")  # it never started
     assert host.hook("release", xml(MANAGED)).returncode == 0

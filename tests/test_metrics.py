@@ -86,7 +86,8 @@ def test_what_clients_did(edu: RunningServer) -> None:
             assert seen(f"vfio_user_{name}", device="edu") == value, name
         assert seen.by("type", "vfio_user_irq_vectors") == ({"MSI": 1} if there else {})
         since = seen("vfio_user_client_connected_timestamp_seconds", device="edu")
-        assert begun - 1 < since < time.time() + 1 if there and since else since is None
+        assert (since is not None) == there
+        assert since is None or begun - 1 < since < time.time() + 1
         messages = {"VERSION": 1, "DMA_MAP": 3, "REGION_READ": 5, "DEVICE_SET_IRQS": 1}
         counts = {command: clients * count for command, count in messages.items()}
         assert seen.by("command", "vfio_user_messages_total") == counts
@@ -189,12 +190,12 @@ def test_crowds_are_in_no_clients_way(edu: RunningServer) -> None:
     where = address(edu)
     before = holdings(edu.process.pid)
     with edu.client() as client, ExitStack() as stack:
-        for number in range(60):
+        for number in range(20):
             visitor = connect(where)
             visitor.sendall((b"GET /metrics HTTP/1.1\r\n", b"\0" * 9000, b"")[number % 3])
-            stack.enter_context(visitor) if number in (0, 20, 40) else visitor.close()
+            stack.enter_context(visitor) if number in (0, 10) else visitor.close()
             client.ask(c.REGION_READ, READ)
-        assert Scrape(where)("vfio_user_messages_total", device="edu", command="REGION_READ") == 60
+        assert Scrape(where)("vfio_user_messages_total", device="edu", command="REGION_READ") == 20
     await_holdings(edu.process.pid, before)
     assert "Traceback" not in edu.log()
 

@@ -96,10 +96,12 @@ class Port:
             client, who, session, since = self.client, self.peer, self.session, self._since
             counters = session.counters if session else Counters()
             totals, clients = self._past + counters, self._clients
-        state = "no client" if self.deadline is None else "wanted by the host"
+        state = "no client"
         there = None
         if self.busy and client and who and session:
-            state = "coming to rest" if client.hung_up() else "serving"
+            state = "serving" if self.deadline is None else "wanted by the host"
+            if client.hung_up():
+                state = "coming to rest"
             there = client_status(who, since)
         else:
             session, counters = None, Counters()

@@ -81,8 +81,10 @@ def stopped(edu: RunningServer) -> str:
 
 def ended(edu: RunningServer) -> str:
     with vm(device(edu.path)) as process:
+        deadline = time.monotonic() + PATIENCE
         while "serving" not in edu.log():
             assert process.poll() is None
+            assert time.monotonic() < deadline, edu.log()
             time.sleep(0.01)
         edu.stop()
         assert process.stderr

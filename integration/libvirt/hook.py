@@ -65,6 +65,7 @@ def start(unit: str, domain: ElementTree.Element, moved: ElementTree.Element) ->
             f"--description=vfio-user bridge of the libvirt domain {domain.findtext('name')}",
             *(f"--property={line}" for line in properties),
             *(program, "serve", *devices, "--socket-dir", folder),
+            *shlex.split(moved.get("options", "")),
         ),
         stderr=subprocess.PIPE,
         text=True,

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vfio_user_bridge import log
 
@@ -35,40 +36,29 @@ def add_control(parser: argparse.ArgumentParser) -> None:
 class Action:
     """A method of the control socket, which is called what the command is, and its one parameter.
 
-    :param add: makes it the parser's argument *what*
+    :param what: the argument that says it, with what *argument* says of that
     """
 
-    def __init__(
-        self, name: str, summary: str, add: Callable[[argparse.ArgumentParser], None]
-    ) -> None:
+    def __init__(self, name: str, summary: str, what: str, argument: Mapping[str, Any]) -> None:
         self.NAME = name
         self.SUMMARY = summary
-        self._add = add
+        self._what = what
+        self._argument = argument
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
-        self._add(parser)
+        parser.add_argument(self._what, **self._argument)
         add_control(parser)
 
     def run(self, options: argparse.Namespace) -> None:
         from vfio_user_bridge.management.control import ask
 
-        ask(options.control, self.NAME, options.what)
+        ask(options.control, self.NAME, getattr(options, self._what))
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "what", metavar="NAME", nargs="?", default="", help="a device, if there are several"
-    )
-
-
-def _add_devices(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "what", metavar="NAME", nargs="?", default="", help="a device (default: all)"
-    )
-
-
-def _add_level(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=log.LEVELS, help="what is logged at least")
+_DEVICE = {"metavar": "NAME", "nargs": "?", "default": ""}
+ONE: Mapping[str, Any] = {**_DEVICE, "help": "a device, if there are several"}
+ANY: Mapping[str, Any] = {**_DEVICE, "help": "a device (default: all)"}
+LEVEL: Mapping[str, Any] = {"choices": log.LEVELS, "help": "what is logged at least"}
 
 
 class Record:
@@ -79,7 +69,7 @@ class Record:
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("file", metavar="FILE", type=Path, help="a new file")
-        _add_device(parser)
+        parser.add_argument("device", **ONE)
         add_record_limit(parser, "--limit")
         add_control(parser)
 
@@ -89,21 +79,26 @@ class Record:
         from vfio_user_bridge.management.control import ask
         from vfio_user_bridge.recording import new_file
 
+        ours = not options.file.exists()
         fd = new_file(options.file)
         try:
-            ask(options.control, self.NAME, options.what, options.limit, files=[fd])
+            ask(options.control, self.NAME, options.device, options.limit, files=[fd])
+        except BaseException:
+            if ours:
+                options.file.unlink(missing_ok=True)
+            raise
         finally:
             os.close(fd)
 
 
 COMMANDS = (
-    Action("reset", "reset a device, between two messages of its client", _add_device),
-    Action("disconnect", "put the client of a device out; the next is welcome", _add_device),
-    Action("drain", "let no new clients in", _add_devices),
-    Action("admit", "let clients in again", _add_devices),
+    Action("reset", "reset a device, between two messages of its client", "device", ONE),
+    Action("disconnect", "put the client of a device out; the next is welcome", "device", ONE),
+    Action("drain", "let no new clients in", "device", ANY),
+    Action("admit", "let clients in again", "device", ANY),
     Record(),
-    Action("stop-recording", "end the recording of a device", _add_device),
-    Action("log-level", "change how much goes to the bridge's log", _add_level),
+    Action("stop-recording", "end the recording of a device", "device", ONE),
+    Action("log-level", "change how much goes to the bridge's log", "level", LEVEL),
 )
 
 

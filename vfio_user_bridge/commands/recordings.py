@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import complain
+
 if TYPE_CHECKING:
     from vfio_user_bridge.trace.filters import Filter
 
@@ -72,9 +74,9 @@ def chosen(options: argparse.Namespace) -> Filter:
     )
 
 
-def missing_end(path: Path) -> str:
-    """What to say of a trace whose reader found no end."""
-    return f"{path}: the end is missing: the recording goes on, or it was cut off"
+def complain_of_end(path: Path) -> None:
+    """A trace's reader found none."""
+    complain(f"{path}: the end is missing: the recording goes on, or it was cut off")
 
 
 @contextmanager

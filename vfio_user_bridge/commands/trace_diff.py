@@ -6,8 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import complain
-from .recordings import STATUSES, add_part, add_registers, chosen, comparing, missing_end
+from .recordings import STATUSES, add_part, add_registers, chosen, comparing, complain_of_end
 
 NAME = "diff"
 SUMMARY = "compare what two recordings have, but for its times"
@@ -43,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
         )
         for trace in (one, other):
             if trace.truncated:
-                complain(missing_end(trace.path))
+                complain_of_end(trace.path)
         names = Names(one.header, options.registers)
         lines = list(unified(comparison, names))
         if lines:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from vfio_user_bridge.errors import UsageError
 
-from . import complain
-from .recordings import add_recording, chosen, missing_end
+from .recordings import add_recording, chosen, complain_of_end
 
 NAME = "plot"
 SUMMARY = "draw what was asked of the device over time, and how long it took"
@@ -40,4 +39,4 @@ def run(options: argparse.Namespace) -> None:
         marks.add_all(record for record in trace if wanted.passes(record))
     draw(trace.header, marks, names, options.output)
     if trace.truncated:
-        complain(missing_end(options.file))
+        complain_of_end(options.file)

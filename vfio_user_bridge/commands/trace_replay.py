@@ -6,8 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from . import complain
-from .recordings import STATUSES, add_registers, comparing, missing_end
+from .recordings import STATUSES, add_registers, comparing, complain_of_end
 
 NAME = "replay"
 SUMMARY = "ask a device again for all that a recording has, and compare its answers"
@@ -61,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         replay = Replay(device, dma=not options.no_dma, memory=memory, paced=options.pace)
         show(replayed(undo.enter_context(closing(replay.run(trace))), names))
         if trace.truncated:
-            complain(missing_end(options.file))
+            complain_of_end(options.file)
     print(
         f"{replay.asked} requests, {replay.differing or 'none'} of which {name} answers otherwise"
     )

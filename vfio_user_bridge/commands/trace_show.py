@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import complain
-from .recordings import add_recording, chosen, missing_end
+from .recordings import add_recording, chosen, complain_of_end
 
 NAME = "show"
 SUMMARY = "print what was asked of the device, a line each"
@@ -37,4 +36,4 @@ def run(options: argparse.Namespace) -> None:
         else:
             show(text.lines(trace.header, records, names))
         if trace.truncated:
-            complain(missing_end(options.file))
+            complain_of_end(options.file)

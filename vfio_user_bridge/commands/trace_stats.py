@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import argparse
 
-from . import complain
-from .recordings import add_recording, chosen, missing_end
+from .recordings import add_recording, chosen, complain_of_end
 
 NAME = "stats"
 SUMMARY = "count what was asked of the device: where, how often, how long it took"
@@ -50,4 +49,4 @@ def run(options: argparse.Namespace) -> None:
     else:
         show(as_text(trace.header, stats, names, options.top))
     if trace.truncated:
-        complain(missing_end(options.file))
+        complain_of_end(options.file)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from vfio_user_bridge.sockets import socket_name
 
-from .findings import Finding, ok, problem
+from .findings import Finding, ok, problem, warning
 from .host import Host
 from .user import may, name
 
@@ -40,7 +40,17 @@ def folder(host: Host) -> Iterator[Finding]:
     elif status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
         yield problem(
             f"everybody may write to {path}, and put a socket in the place of ours",
-            command=f"chmod o-w {shown}",
+            command=f"chmod go-w {shown}",
+        )
+    elif status.st_uid not in (0, os.geteuid()):
+        yield warning(
+            f"{path} belongs to another user, who can put a socket in the place of ours",
+            command=f"chown {name()} {shown}",
+        )
+    elif status.st_mode & stat.S_IWGRP and not status.st_mode & stat.S_ISVTX:
+        yield warning(
+            f"a group may write to {path}, and put a socket in the place of ours",
+            command=f"chmod g-w {shown}",
         )
     elif length > LONGEST:
         yield problem(

@@ -89,26 +89,33 @@ class Control(Service):
 
     def _call(self, name: str, files: list[int], params: list[Any]) -> tuple[str | None, object]:
         """Error and result."""
+        try:
+            return None, self._result(name, files, params)
+        except BridgeError as error:
+            return str(error), None
+        except Exception:
+            log.exception("control: a defect of the bridge in %s, please report it", name)
+            return "a defect of the bridge; its log says more", None
+
+    def _result(self, name: str, files: list[int], params: list[Any]) -> object:
+        """:raise BridgeError: there is none, and why"""
         writes = name in self._writers
         method = self._writers.get(name) or self._methods.get(name)
         if method is None:
             known = ", ".join((*self._methods, *self._writers))
-            return f"there is no method {name!r}; there are: {known}", None
+            raise BridgeError(f"there is no method {name!r}; there are: {known}")
         if writes and not files:
-            return f"{name} takes a file, open, beside the request", None
+            raise BridgeError(f"{name} takes a file, open, beside the request")
         try:
             inspect.signature(method).bind(*files[:writes], *params)
         except TypeError as error:
-            return f"{name}: {error}", None
+            raise BridgeError(f"{name} takes other parameters: {error}") from None
         try:
-            return None, method(*(files.pop(0) for _ in range(writes)), *params)
-        except BridgeError as error:
-            return str(error), None
+            return method(*(files.pop(0) for _ in range(writes)), *params)
         except (OSError, MemoryError) as error:
-            return f"the host fails us: {str(error) or 'no memory'}; try again", None
-        except Exception:
-            log.exception("control: a defect of the bridge in %s, please report it", name)
-            return "a defect of the bridge; its log says more", None
+            raise BridgeError(
+                f"the host fails us: {str(error) or 'no memory'}; try again"
+            ) from None
 
 
 def ask(path: Path, method: str, *params: object, files: Sequence[int] = ()) -> Any:
@@ -127,6 +134,11 @@ def ask(path: Path, method: str, *params: object, files: Sequence[int] = ()) -> 
             sock.shutdown(socket.SHUT_WR)
             unpacker = pack.Unpacker(sock.makefile("rb"), max_buffer_size=_MAX_RESPONSE)
             _, _, error, result = unpacker.unpack()
+    except TimeoutError:
+        raise BridgeError(
+            f"the bridge at {path} doesn't answer within {_PATIENCE:.0f} s: it may be at a slow"
+            " reset, or be stopped; try again"
+        ) from None
     except OSError as failure:
         reason = failure.strerror or failure
         raise BridgeError(

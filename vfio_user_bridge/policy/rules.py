@@ -128,17 +128,22 @@ def read(path: Path) -> list[Rule]:
         raise UsageError(f"{path}: {key!r} is no key of a policy: it has [[rule]] tables alone")
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise UsageError(f"{path}: no rules: each is a table that begins with [[rule]]")
-    rules = [_Table(path, number, table).rule() for number, table in enumerate(tables, 1)]
-    _check_order(rules)
-    return rules
+    return [_Table(path, number, table).rule() for number, table in enumerate(tables, 1)]
 
 
-def check_served(rules: Iterable[Rule], names: Sequence[str]) -> None:
-    """:raise UsageError: a rule is for none of the devices of these names"""
-    for rule in rules:
-        if not any(applies(rule, name) for name in names):
+def check_served(rules: Sequence[Rule], names: Sequence[str]) -> None:
+    """:raise UsageError: a rule is for none of the devices of these names, or never counts"""
+    for count, rule in enumerate(rules):
+        devices = [name for name in names if applies(rule, name)]
+        if not devices:
             raise UsageError(
                 f"{rule.where}, device: no {rule.device!r} is served; there are: {', '.join(names)}"
+            )
+        before = [other for other in rules[:count] if other.region == rule.region]
+        if all(_is_had(rule, [o for o in before if applies(o, name)]) for name in devices):
+            raise UsageError(
+                f"{rule.where}, offset: rules before have all of it: the first that has a byte"
+                " counts, so put exceptions first"
             )
 
 
@@ -146,24 +151,14 @@ def applies(rule: Rule, name: str) -> bool:
     return fnmatchcase(name, rule.device)
 
 
-def _check_order(rules: Sequence[Rule]) -> None:
-    """:raise UsageError: a rule has nothing that rules before it haven't"""
-    for count, rule in enumerate(rules):
-        rivals = [
-            other
-            for other in rules[:count]
-            if other.region == rule.region and other.device in ("*", rule.device)
-        ]
-        whole = [(rule.start, rule.end - rule.start)]
-        reads = [(other.start, other.end) for other in rivals if other.reads]
-        writes = [(other.start, other.end) for other in rivals if other.writes]
-        left_to_read = rule.reads and without(whole, reads, 1)
-        left_to_write = rule.writes and without(whole, writes, 1)
-        if not left_to_read and not left_to_write:
-            raise UsageError(
-                f"{rule.where}, offset: rules before have all of it: the first that has a byte"
-                " counts, so put exceptions first"
-            )
+def _is_had(rule: Rule, before: Sequence[Rule]) -> bool:
+    """Whether those *before* it have all that *rule* is about."""
+    whole = [(rule.start, rule.end - rule.start)]
+    reads = [(other.start, other.end) for other in before if other.reads]
+    writes = [(other.start, other.end) for other in before if other.writes]
+    left_to_read = rule.reads and without(whole, reads, 1)
+    left_to_write = rule.writes and without(whole, writes, 1)
+    return not left_to_read and not left_to_write
 
 
 class _Table:
