@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import msgpack
 import pytest
@@ -293,7 +294,7 @@ def test_recordings_that_cant_be(
             "edu isn't being recorded",
             f"can't record into {tmp_path}/no folder/trace: No such file or directory;"
             " choose another path, or make its folder",
-            f"can't record into {full}: it isn't empty; remove it, or name another file",
+            f"can't record into {full}: it is there already; remove it, or name another file",
             "no device 'no such device' is served here; there are: edu",
         ),
         strict=True,
@@ -380,6 +381,31 @@ def test_nobody_there(control: Path, capsys: Output) -> None:
     assert main(["status", "--control", str(control)]) == 1
     says = f"vfio-user-bridge: can't reach a bridge's control socket at {control}: No such file"
     assert capsys.readouterr().err.startswith(says)
+
+
+def test_one_who_speaks_http_there(tmp_path: Path, control: Path) -> None:
+    """The socket of the metrics, by mistake: the H of HTTP is a number in MessagePack."""
+    path, metrics = tmp_path / "edu.sock", tmp_path / "metrics"
+    with server(path, "--socket-path", str(path), "--metrics", str(metrics)):
+        assert main(["status", "--control", str(metrics)]) == 1
+        with pytest.raises(BridgeError, match="is no bridge's control socket"):
+            ask(metrics, "status")
+    assert not control.exists()
+
+
+def test_a_recording_that_may_yet_be_keeps_its_file(
+    edu: RunningServer, control: Path, tmp_path: Path
+) -> None:
+    """A bridge that is stopped does later what it was asked."""
+    trace = tmp_path / "late.trace"
+    with mock.patch("vfio_user_bridge.management.control._PATIENCE", 0.2):
+        edu.process.send_signal(signal.SIGSTOP)
+        assert tell(control, "record", str(trace)) == 1
+    edu.process.send_signal(signal.SIGCONT)
+    while "edu: recording" not in edu.log():
+        time.sleep(0.01)
+    assert tell(control, "stop-recording") == 0
+    assert trace.stat().st_size > 0
 
 
 def test_somebody_else_there(edu: RunningServer) -> None:

@@ -46,7 +46,8 @@ class Slow(FakeDevice):
 def device() -> Iterator[Slow]:
     slow = Slow()
     yield slow
-    slow.close()
+    if not slow.asked("close"):
+        slow.close()
 
 
 @pytest.fixture
@@ -112,3 +113,10 @@ def test_states(port: Port) -> None:
         client.socket.shutdown(socket.SHUT_WR)
         assert port.status().state == "coming to rest"
     assert port.status().state == "no client"
+
+
+def test_a_device_that_was_given_back_is_nobodys(port: Port, device: Slow) -> None:
+    port.close()
+    with pytest.raises(BridgeError, match=r"^fake is given back: it isn't served any more$"):
+        port.reset()
+    assert not device.asked("reset")

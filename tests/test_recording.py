@@ -284,10 +284,11 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("what", "complaint"),
     [
-        ("something", "isn't empty"),
-        ("folder", "Is a directory"),
+        ("something", "it is there already"),
+        ("folder", "it is there already"),
         ("missing/file", "No such file"),
-        ("fifo", "isn't a file"),
+        ("fifo", "it is there already"),
+        ("link", "it is there already"),
     ],
 )
 def test_what_is_there_is_not_replaced(
@@ -296,6 +297,7 @@ def test_what_is_there_is_not_replaced(
     (tmp_path / "something").write_bytes(b"precious")
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     sock = str(tmp_path / "edu.sock")
     words = ("serve", "model:edu", "--socket-path", sock, "--record", str(tmp_path / what))
     assert main(words) == 1

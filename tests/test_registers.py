@@ -221,8 +221,21 @@ def test_extended_capabilities() -> None:
         (config_space((0x100, 4, 0xFFFF_FFFF), size=4096), []),
         (config_space((0x100, 4, 0x1001_0001), size=4096), [(1, True, 0x100)]),
         (config_space((0x100, 4, 0xFF01_0001), size=512), [(1, True, 0x100)]),
+        # The kernel hides the first so (vfio_ecap_init).
+        (config_space((0x100, 4, 0x1400_0000), (0x140, 4, 0x0001), size=4096), [(1, True, 0x140)]),
     ],
-    ids=["none", "short", "off", "circle", "low bits", "at the end", "all ones", "loop", "beyond"],
+    ids=[
+        "none",
+        "short",
+        "off",
+        "circle",
+        "low bits",
+        "at the end",
+        "all ones",
+        "loop",
+        "beyond",
+        "hidden",
+    ],
 )
 def test_lists_that_lead_nowhere(config: bytes, expected: list[tuple[int, bool, int]]) -> None:
     assert list(capabilities(config)) == expected
@@ -265,6 +278,8 @@ def test_a_users_file_comes_first(tmp_path: Path) -> None:
         ("[bar9]", "bar9: there is no such key"),
         ("[bar0]\nCTRL = 0", "bar0.CTRL: must be a table, and is 0"),
         ("[bar0]\nCTRL = {}", "bar0.CTRL.offset: must be a whole number from 0 to "),
+        (f"[bar0]\nCTRL = {{offset = 0x{'f' * 5000}}}", "bar0.CTRL.offset: must be a whole number"),
+        (f"bar0 = 0x{'f' * 5000}", "bar0: must be a table, and is a number of thousands of digits"),
         ("[bar0]\nCTRL = {offset = -1}", "bar0.CTRL.offset: must be a whole number from 0 to "),
         ("[bar0]\nCTRL = {offset = true}", "bar0.CTRL.offset: must be a whole number from 0 to "),
         ("[bar0]\nCTRL = {offset = 0, size = 9}", "bar0.CTRL.size: must be a whole number from 1 "),

@@ -40,6 +40,7 @@ RECORDS: dict[str, Record] = {
         ({"regions": ["rom"]}, ""),
         ({"offsets": "0x14"}, "cc other"),
         ({"offsets": "20"}, "cc other"),
+        ({"offsets": "020-0x014"}, "cc other"),
         ({"offsets": "0x3"}, "id cap"),
         ({"offsets": "0x7-0x14"}, "cc cap other"),
         ({"offsets": "0x1000-0x1fff"}, "sq"),

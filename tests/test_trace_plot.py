@@ -163,3 +163,11 @@ def test_each_access_has_its_mark(accesses: list[tuple[Any, int, int, int]]) -> 
         column, grain = (t - start) // marks.width, marks.grain(region)
         name = Kind.READ if kind is Read else Kind.WRITE
         assert (name, column, region, at // grain * grain) in there
+
+
+def test_names_are_no_formulas(tmp_path: Path) -> None:
+    """matplotlib would read them as such, and fail."""
+    trace = write(tmp_path / "odd.trace", *RECORDS, header={**HEADER, "device": r"$\bad{$"})
+    registers = tmp_path / "registers.toml"
+    registers.write_text("[bar0]\n'$\\bad{$' = {offset = 8}\n")
+    plot(trace, tmp_path / "odd.svg", "--registers", str(registers))

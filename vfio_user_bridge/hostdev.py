@@ -219,8 +219,9 @@ class HostDevice(Device):
         with self._iommu.hot_reset.lock:
             # The last close puts config space and power state back (vfio_pci_core_disable), so the
             # next client finds what it would find after QEMU has had the device and ended.
-            os.close(self._fd)
-            self._fd = -1
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
             if not self._wanted_back:
                 self._try("open it again", self._reopen)
 

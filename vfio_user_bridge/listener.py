@@ -33,7 +33,7 @@ class Listener:
         if isinstance(address, tuple):
             host, port = address[:2]
             return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return str(address)
+        return os.fsencode(address).decode(errors="replace")
 
     def close(self) -> None:
         """Stop listening. A file that another server has put in place of ours stays."""

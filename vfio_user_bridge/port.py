@@ -57,6 +57,7 @@ class Port:
         self.over.set()
         self.door_shut = False
         self.draining = False  # no client is let in
+        self._closed = False  # the device is
         #: when the client must let go, since the host wants the device back (time.monotonic)
         self.deadline: float | None = None
         self._since = 0.0  # the client came
@@ -74,7 +75,7 @@ class Port:
             if self.session:
                 self._past += self.session.counters
             self.client, self.peer, self.session = client, who, session
-            self._since = time.monotonic()
+            self._since = time.time()
             self._clients += 1
         self.over.clear()
         self.sessions.put(session)
@@ -122,6 +123,12 @@ class Port:
             recording=self._recorded.progress if self._recorded else None,
         )
 
+    def close(self) -> None:
+        """Close the device, once nobody has it at work; its thread has ended."""
+        with self.turn:
+            self._closed = True
+            self.device.close()
+
     # ---- What the operator asks for -----------------------------------------------------------
 
     def reset(self) -> None:
@@ -148,6 +155,8 @@ class Port:
         if not self.turn.acquire(timeout=_PATIENCE):
             raise BridgeError(f"{self.device.name} is at work: try again")
         try:
+            if self._closed:
+                raise BridgeError(f"{self.device.name} is given back: it isn't served any more")
             yield
         finally:
             self.turn.release()

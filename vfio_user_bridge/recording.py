@@ -202,7 +202,11 @@ def new_file(path: Path) -> int:
     :raise BridgeError: it can't be had
     """
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise BridgeError(
+            f"can't record into {path}: it is there already; remove it, or name another file"
+        ) from None
     except OSError as error:
         raise BridgeError(
             f"can't record into {path}: {error.strerror}; choose another path, or make its folder"

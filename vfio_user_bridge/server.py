@@ -174,7 +174,7 @@ class Server:
                     port.device.name,
                 )
                 return
-        port.device.close()
+        port.close()
 
     def _start(self, port: Port) -> None:
         port.thread = threading.Thread(

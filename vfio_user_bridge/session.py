@@ -134,7 +134,6 @@ class Session:
         handlers, rows = Requests(self._device, state).handlers, self.counters.rows
         while True:
             message = receive()
-            take_turn()
             try:
                 if message.flags & TYPE_MASK != TYPE_COMMAND:
                     raise ProtocolError("it replied, but nobody had asked")
@@ -145,18 +144,24 @@ class Session:
                     continue
                 if command not in _QUICK:
                     connection.flush()
+                refusal = None
+                take_turn()
                 try:
                     reply = handler(message)
                 except OSError as error:
-                    self._refuse(message, error)
+                    refusal = error
+                finally:
+                    now = clock()
+                    took, connection.now = now - connection.now | SHORTEST, now
+                    bits = took.bit_length()
+                    rows[command][(bits << 3) + (took >> bits - 4)] += 1  # counters.bucket
+                    end_turn()
+                # A client that takes its time to take a reply has the device no longer at work.
+                if refusal:
+                    self._refuse(message, refusal)
                 else:
                     send(message, reply)
-                now = clock()
-                took, connection.now = now - connection.now | SHORTEST, now
-                bits = took.bit_length()
-                rows[command][(bits << 3) + (took >> bits - 4)] += 1  # counters.bucket
             finally:
-                end_turn()
                 if message.fds:
                     message.close_fds()
 

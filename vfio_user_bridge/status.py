@@ -113,9 +113,8 @@ def irq_name(index: int) -> str:
 
 
 def client_status(who: Peer, since: float) -> ClientStatus:
-    """:param since: time.monotonic() then"""
-    connected = time.monotonic() - since
-    return ClientStatus(who.pid, who.uid, time.time() - connected, round(connected, 1))
+    """:param since: time.time() then"""
+    return ClientStatus(who.pid, who.uid, since, round(max(0.0, time.time() - since), 1))
 
 
 def messages(counters: Counters) -> dict[str, dict[str, float]]:

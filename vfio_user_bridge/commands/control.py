@@ -76,16 +76,17 @@ class Record:
     def run(self, options: argparse.Namespace) -> None:
         import os
 
-        from vfio_user_bridge.management.control import ask
+        from vfio_user_bridge.errors import BridgeError
+        from vfio_user_bridge.management.control import NoAnswerError, ask
         from vfio_user_bridge.recording import new_file
 
-        ours = not options.file.exists()
         fd = new_file(options.file)
         try:
             ask(options.control, self.NAME, options.device, options.limit, files=[fd])
-        except BaseException:
-            if ours:
-                options.file.unlink(missing_ok=True)
+        except NoAnswerError:
+            raise  # it may yet record into it
+        except BridgeError:
+            options.file.unlink(missing_ok=True)
             raise
         finally:
             os.close(fd)

@@ -13,6 +13,7 @@ import inspect
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 _REQUEST, _RESPONSE = 0, 1
 _PATIENCE = 5.0  # seconds, for the other end
+_VISIT = 10.0  # seconds that one may stay
+#: seconds that the bridge may take for it: what the kernel waits for a device, and the port's turn
+_SLOW = {"reset": 90.0}
 _MAX_REQUEST = 1 << 16  # bytes
 _MAX_RESPONSE = 1 << 24
 _MAX_FILES = 4  # that wait to be taken
@@ -39,6 +43,10 @@ Methods = Mapping[str, Callable[..., object]]
 def msgpack() -> ModuleType:
     """:raise BridgeError: it isn't installed"""
     return extras.load("msgpack", "the control socket")
+
+
+class NoAnswerError(BridgeError):
+    """The bridge hasn't said whether it does what it was asked."""
 
 
 class Control(Service):
@@ -61,11 +69,12 @@ class Control(Service):
             raise
 
     def _converse(self, visitor: socket.socket) -> None:
-        visitor.settimeout(_PATIENCE)
+        deadline = time.monotonic() + _VISIT
         unpacker = self._msgpack.Unpacker(max_buffer_size=_MAX_REQUEST)
         files: list[int] = []
         try:
-            while True:
+            while (left := deadline - time.monotonic()) > 0:
+                visitor.settimeout(min(left, _PATIENCE))
                 data, came = receive_waiting(visitor, 4096)
                 files += came
                 if not data:
@@ -123,21 +132,23 @@ def ask(path: Path, method: str, *params: object, files: Sequence[int] = ()) -> 
 
     :param files: descriptors that go with it
 
+    :raise NoAnswerError: it is late
     :raise BridgeError: nobody is there, or it refuses
     """
     pack = msgpack()
+    patience = _SLOW.get(method, _PATIENCE)
     try:
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(_PATIENCE)
             sock.connect(str(path))
             send_all(sock, pack.packb([_REQUEST, 0, method, params]), files)
             sock.shutdown(socket.SHUT_WR)
-            unpacker = pack.Unpacker(sock.makefile("rb"), max_buffer_size=_MAX_RESPONSE)
-            _, _, error, result = unpacker.unpack()
+            sock.settimeout(patience)
+            answer = pack.Unpacker(sock.makefile("rb"), max_buffer_size=_MAX_RESPONSE).unpack()
     except TimeoutError:
-        raise BridgeError(
-            f"the bridge at {path} doesn't answer within {_PATIENCE:.0f} s: it may be at a slow"
-            " reset, or be stopped; try again"
+        raise NoAnswerError(
+            f"the bridge at {path} doesn't answer within {patience:.0f} s: it is busy or stopped,"
+            " and may still do what it was asked; see its log"
         ) from None
     except OSError as failure:
         reason = failure.strerror or failure
@@ -145,9 +156,14 @@ def ask(path: Path, method: str, *params: object, files: Sequence[int] = ()) -> 
             f"can't reach a bridge's control socket at {path}: {reason}; give serve's --control"
         ) from None
     except (ValueError, pack.exceptions.UnpackException):
-        raise BridgeError(
-            f"what listens on {path} is no bridge's control socket: give serve's --control"
-        ) from None
+        answer = None
+    match answer:
+        case [int(kind), _, error, result] if kind == _RESPONSE:
+            pass
+        case _:
+            raise BridgeError(
+                f"what listens on {path} is no bridge's control socket: give serve's --control"
+            )
     if error is not None:
         raise BridgeError(f"the bridge at {path} says: {error}")
     return result

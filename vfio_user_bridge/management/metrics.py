@@ -125,7 +125,7 @@ def _messages(devices: Sequence[DeviceStatus]) -> Iterator[Any]:
     )
     durations = families.HistogramMetricFamily(
         f"{_PREFIX}_message_duration_seconds",
-        "How long messages took, from their arrival to their reply.",
+        "How long messages took, until their reply was ready.",
         labels=labels,
     )
     for device in devices:

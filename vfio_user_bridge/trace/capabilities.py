@@ -28,9 +28,10 @@ def capabilities(config: bytes) -> Iterator[tuple[int, bool, int]]:
     while at >= FIRST_EXTENDED and at not in seen and at + 4 <= len(config):
         seen.add(at)
         identity, following = _number(config, at, 2), _number(config, at + 2, 2)
-        if identity in (0, 0xFFFF):
+        if identity == 0xFFFF:
             return
-        yield identity, True, at
+        if identity:  # VFIO hides the first by that, and leaves where the next is (vfio_ecap_init)
+            yield identity, True, at
         at = following >> 4 & ~3
 
 

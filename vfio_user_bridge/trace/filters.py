@@ -89,10 +89,14 @@ def _region(name: str) -> int:
 
 def _offsets(text: str) -> tuple[int, int]:
     found = re.fullmatch(f"({_HEXADECIMAL})(?:-({_HEXADECIMAL}))?", text, re.ASCII)
-    first, last = (int(found[1], 0), int(found[2] or found[1], 0)) if found else (1, 0)
+    first, last = (_number(found[1]), _number(found[2] or found[1])) if found else (1, 0)
     if first > last:
         raise UsageError(f"--offset: {text!r} is not as 0x14, or as 0x1000-0x1fff")
     return first, last
+
+
+def _number(text: str) -> int:
+    return int(text, 16 if text[:2] in ("0x", "0X") else 10)
 
 
 def _time(option: str, text: str) -> float:

@@ -47,9 +47,10 @@ def draw(header: Header, marks: Marks, names: Names, path: Path) -> None:
     height = 2.6 + _ROW * rows.bottom
     figure = figures.Figure(figsize=(12, height), layout="constrained")
     when, took = figure.subplots(2, height_ratios=(height - 2.2, 1.4))
-    figure.suptitle(_title(header, marks), x=0.01, ha="left", fontsize="medium")
+    plain = {"parse_math": False}  # names are no formulas, whatever is in them
+    figure.suptitle(_title(header, marks), x=0.01, ha="left", fontsize="medium", **plain)
     _draw_marks(when, marks, rows)
-    when.set_yticks(list(rows.labels), list(rows.labels.values()), fontsize="small")
+    when.set_yticks(list(rows.labels), list(rows.labels.values()), fontsize="small", **plain)
     when.set_ylim(max(rows.bottom, 1) - 0.3, -0.7)
     when.grid(axis="y", color="0.93")
     when.set_axisbelow(True)

@@ -23,6 +23,8 @@ _MOST = 1 << 10  # elements of an array or map
 
 _ZEROS = 0  # what stands behind the last record after a crash, as an object
 
+#: in ns, three centuries after the beginning
+_LATEST = (1 << 63) - 1
 _TYPES = {kind: tuple(get_type_hints(record).values()) for kind, record in RECORDS.items()}
 
 
@@ -69,6 +71,10 @@ class Trace:
                     continue  # of a later bridge
                 case _:
                     raise self._error(f"what ends at byte {self._unpacker.tell()} is no record")
+            if record.t > _LATEST:
+                raise self._error(
+                    f"the time of what ends at byte {self._unpacker.tell()} is damaged"
+                )
             if type(record) is End:
                 if not record.reason.isprintable():
                     raise self._error("its end is damaged")

@@ -111,7 +111,7 @@ class _Table:
         self.path = path
         self.keys = keys
         if not isinstance(content, dict):
-            raise self.error("", f"must be a table, and is {content!r}")
+            raise self.error("", f"must be a table, and is {_shown(content)}")
         self.content: dict[str, Any] = dict(content)
 
     @property
@@ -126,14 +126,14 @@ class _Table:
         value = self.content.pop(key, default)
         if type(value) is int and low <= value <= high:
             return value
-        found = "is missing" if value is None else f"is {value!r}"
+        found = "is missing" if value is None else f"is {_shown(value)}"
         raise self.error(key, f"must be a whole number from {low} to {high:#x}, and {found}")
 
     def boolean(self, key: str) -> bool:
         value = self.content.pop(key, False)
         if isinstance(value, bool):
             return value
-        raise self.error(key, f"must be true or false, and is {value!r}")
+        raise self.error(key, f"must be true or false, and is {_shown(value)}")
 
     def table(self, key: str) -> _Table:
         """Empty if there is none."""
@@ -149,6 +149,15 @@ class _Table:
     def end(self) -> None:
         for key in self.content:
             raise self.error(key, "there is no such key")
+
+
+def _shown(value: object) -> str:
+    """As TOML has it, about; not all of what is long, nor a number that Python won't write."""
+    try:
+        text = repr(value)
+    except ValueError:  # sys.get_int_max_str_digits()
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _capability(table: _Table) -> Capability:
@@ -180,7 +189,7 @@ def _fields(register: _Table, width: int) -> Iterator[Field]:
         found = re.fullmatch(r"(\d{1,2})(?::(\d{1,2}))?", str(bits), re.ASCII)
         high, low = (int(found[1]), int(found[2] or found[1])) if found else (0, 1)
         if not low <= high < width:
-            problem = f'must be a bit or "HIGH:LOW", below {width}, and is {bits!r}'
+            problem = f'must be a bit or "HIGH:LOW", below {width}, and is {_shown(bits)}'
             raise fields.error(name, problem)
         named = dict(_named(values.table(name)))
         yield Field(name, low, high, named)
@@ -194,7 +203,7 @@ def _named(values: _Table) -> Iterator[tuple[int, str]]:
         except ValueError:
             raise values.error(key, "must be a number") from None
         if not isinstance(text, str) or not text.isprintable():
-            raise values.error(key, f"must be a name, and is {text!r}")
+            raise values.error(key, f"must be a name, and is {_shown(text)}")
         yield number, text
 
 
@@ -208,4 +217,6 @@ def _condition(register: _Table, above: Iterable[Register]) -> Condition | None:
         for field in other.fields:
             if found and found.groups()[:2] == (other.name, field.name):
                 return Condition(other.offset, other.size, field, int(found[3]))
-    raise register.error("when", f'must be as "FLAGS.64BIT = 1", of one above, and is {text!r}')
+    raise register.error(
+        "when", f'must be as "FLAGS.64BIT = 1", of one above, and is {_shown(text)}'
+    )
