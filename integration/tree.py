@@ -49,7 +49,7 @@ PACKAGES = (
     "python3",
     "python3-pip",
     *("python3-pytest", "python3-pytest-timeout"),
-    *("python3-msgpack", "python3-seccomp"),
+    *("python3-msgpack", "python3-prometheus-client", "python3-seccomp"),
     "strace",
     *("systemd-sysv", "udev", "dbus"),
 )

@@ -28,6 +28,7 @@ from integration.edu_script import (
 from integration.inside import edu
 from integration.inside.bridge import CONFIG, RemoteDevice
 from integration.inside.test_dma import PAGE, TEXT
+from tests import scrapes
 from vfio_user_bridge import qemu
 from vfio_user_bridge.device import PciRegion
 from vfio_user_bridge.kernel import pci
@@ -268,6 +269,18 @@ def test_the_operator_looks_and_acts(tmp_path: Path) -> None:
         client(DEVICE)
     tell("admit")
     serves(DEVICE)
+
+
+def test_metrics() -> None:
+    """On a socket, for the unit has no network; what the process takes is among them."""
+    path = f"/run/vfio-user-bridge-control/{DEVICE}.metrics"
+    start = f"ExecStart=/usr/bin/vfio-user-bridge serve %i --metrics {path}"
+    drop_in(service(DEVICE), "[Service]", "ExecStart=", start)
+    systemctl("start", service(DEVICE))
+    told = scrapes.text(path)
+    assert f'vfio_user_client_connected{{device="{DEVICE}"}} 0.0' in told
+    assert "process_resident_memory_bytes" in told
+    assert "process_cpu_seconds_total" in told
 
 
 def test_several_devices_of_a_group() -> None:
