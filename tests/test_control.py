@@ -402,7 +402,9 @@ def test_a_recording_that_may_yet_be_keeps_its_file(
         edu.process.send_signal(signal.SIGSTOP)
         assert tell(control, "record", str(trace)) == 1
     edu.process.send_signal(signal.SIGCONT)
+    deadline = time.monotonic() + PATIENCE
     while "edu: recording" not in edu.log():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     assert tell(control, "stop-recording") == 0
     assert trace.stat().st_size > 0
