@@ -7,6 +7,8 @@ import contextlib
 import io
 import os
 import re
+import subprocess
+import sys
 from unittest import mock
 
 from vfio_user_bridge.cli import main
@@ -32,6 +34,16 @@ def choices(*command: str) -> dict[str, set[str]]:
     """The values of those options that have a fixed few."""
     found = re.findall(r"^  (--[a-z-]+) \{(.+?)\}", _options(*command), re.MULTILINE)
     return {option: set(values.split(",")) for option, values in found}
+
+
+def without(module: str, *words: str) -> tuple[int, str]:
+    """Status and stderr of a command where *module* isn't installed."""
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        f"from vfio_user_bridge.cli import main\nsys.exit(main({list(words)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
 
 
 def _options(*command: str) -> str:

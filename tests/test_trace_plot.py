@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from vfio_user_bridge.cli import main
 from vfio_user_bridge.trace.marks import Marks
 from vfio_user_bridge.trace.records import Kind, Read, Write
 
+from . import command_line
 from .trace_files import HEADER, config_space, write
 
 Output = pytest.CaptureFixture[str]
@@ -124,16 +123,11 @@ def test_mistakes(path: Path, capsys: Output, picture: str, status: int, says: s
 
 
 def test_without_matplotlib(path: Path) -> None:
-    code = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        "from vfio_user_bridge.cli import main\n"
-        f"sys.exit(main(['trace', 'plot', {str(path)!r}, '--output', '/none/a.png']))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr == (
+    words = ("trace", "plot", str(path), "--output", "/none/a.png")
+    assert command_line.without("matplotlib", *words) == (
+        1,
         "vfio-user-bridge: drawing a trace takes matplotlib: install python3-matplotlib,"
-        " or by pip matplotlib\n"
+        " or by pip matplotlib\n",
     )
 
 

@@ -27,6 +27,7 @@ from vfio_user_bridge.trace.records import (
 from vfio_user_bridge.trace.text import duration, line, title, words
 
 from . import client as c
+from . import command_line
 from .descriptors import eventfds, memory_files
 from .running_server import server
 from .trace_files import END, HEADER, TIME, config_space, write
@@ -231,16 +232,10 @@ def test_rubbish_after_good_records(path: Path, capsys: Output) -> None:
 
 
 def test_without_msgpack(path: Path) -> None:
-    code = (
-        "import sys; sys.modules['msgpack'] = None\n"
-        "from vfio_user_bridge.cli import main\n"
-        f"sys.exit(main(['trace', 'show', {str(path)!r}]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr == (
+    assert command_line.without("msgpack", "trace", "show", str(path)) == (
+        1,
         "vfio-user-bridge: reading a trace takes msgpack: install python3-msgpack,"
-        " or by pip msgpack\n"
+        " or by pip msgpack\n",
     )
 
 

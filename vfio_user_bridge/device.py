@@ -58,6 +58,15 @@ class PciRegion(IntEnum):
     CONFIG = 7
     VGA = 8
 
+    @property
+    def label(self) -> str:
+        """What people call it: ``bar0``, ``config``."""
+        return self.name.lower()
+
+
+#: by what people call them
+REGIONS = {region.label: region for region in PciRegion}
+
 
 class PciIrq(IntEnum):
     """Interrupt indexes of every VFIO PCI device (``VFIO_PCI_*_IRQ_INDEX``)."""

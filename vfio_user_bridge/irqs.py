@@ -23,11 +23,8 @@ from dataclasses import replace
 from . import eventfd
 from .device import IrqFlags, PciIrq
 from .kernel import vfio
-from .messages import IrqInfo, IrqSet, IrqSetFlags
+from .messages import IRQ_SET_EVENTFDS, IRQ_SET_OFF, IrqInfo, IrqSet, IrqSetFlags
 from .protocol import refuse
-
-_OFF = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER
-_SIGNAL = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
 
 
 class Interrupts:
@@ -54,7 +51,7 @@ class Interrupts:
         for index in (*self._kept, *self._enabled):
             self._forget(index)
         if self.request >= 0:
-            self._to_kernel(IrqSet(_SIGNAL, PciIrq.REQ, 0, 1), (self.request,))
+            self._to_kernel(IrqSet(IRQ_SET_EVENTFDS, PciIrq.REQ, 0, 1), (self.request,))
 
     def set(self, request: IrqSet, eventfds: Sequence[int]) -> None:
         """``VFIO_DEVICE_SET_IRQS``, already checked against the type's count.
@@ -64,20 +61,20 @@ class Interrupts:
         if request.index == PciIrq.REQ:
             self._set_request(request, eventfds)
             return
-        if request.flags == _SIGNAL and request.index in self._noresize:
+        if request.flags == IRQ_SET_EVENTFDS and request.index in self._noresize:
             self._set_kept(request, eventfds)
         else:
             self._to_kernel(request, eventfds)
         # A lone interrupt is off once its eventfd is gone (vfio_pci_set_ctx_trigger_single), and
         # switching it off again would be EINVAL; the other types stay enabled without any.
-        gone = request.index == PciIrq.ERR and request.flags == _SIGNAL and not eventfds
+        gone = request.index == PciIrq.ERR and request.flags == IRQ_SET_EVENTFDS and not eventfds
         if not request.count or gone:
             self._forget(request.index)
-        elif request.flags == _SIGNAL and eventfds:
+        elif request.flags == IRQ_SET_EVENTFDS and eventfds:
             self._enabled.add(request.index)
 
     def off(self, index: int) -> None:
-        self._to_kernel(IrqSet(_OFF, index, 0, 0), ())
+        self._to_kernel(IrqSet(IRQ_SET_OFF, index, 0, 0), ())
         self._forget(index)
 
     @property
@@ -119,11 +116,11 @@ class Interrupts:
 
     def _replace(self, index: int, before: list[int], after: list[int]) -> None:
         """Replace one set of eventfds by a larger one; by itself again if that can't be had."""
-        self._to_kernel(IrqSet(_OFF, index, 0, 0), ())
+        self._to_kernel(IrqSet(IRQ_SET_OFF, index, 0, 0), ())
         try:
-            self._to_kernel(IrqSet(_SIGNAL, index, 0, len(after)), after)
+            self._to_kernel(IrqSet(IRQ_SET_EVENTFDS, index, 0, len(after)), after)
         except OSError:
-            self._to_kernel(IrqSet(_SIGNAL, index, 0, len(before)), before)
+            self._to_kernel(IrqSet(IRQ_SET_EVENTFDS, index, 0, len(before)), before)
             raise
 
     def _set_request(self, request: IrqSet, eventfds: Sequence[int]) -> None:
@@ -150,7 +147,7 @@ class Interrupts:
 
     def forget_client(self) -> None:
         """Its eventfd for the device request goes; the kernel's others go with `off`."""
-        self._set_request(IrqSet(_OFF, PciIrq.REQ, 0, 0), ())
+        self._set_request(IrqSet(IRQ_SET_OFF, PciIrq.REQ, 0, 0), ())
 
     def _forget(self, index: int) -> None:
         self._enabled.discard(index)

@@ -253,6 +253,12 @@ class IrqSetFlags(IntFlag):
     ACTION_TRIGGER = 32
 
 
+#: these interrupts get eventfds, or lose them
+IRQ_SET_EVENTFDS = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
+#: with a count of 0, all of a type are switched off
+IRQ_SET_OFF = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER
+
+
 @dataclass(frozen=True, slots=True)
 class IrqSet:
     """``struct vfio_irq_set``: do *flags* to subindexes *start* to *start* + *count*.

@@ -172,16 +172,13 @@ class Port:
         self.client.shut_down()
 
     def record(self, file: int, limit: int) -> None:
-        """Record into the empty *file*, which is ours to close, *limit* bytes at most.
+        """Record into the empty *file*, which is the caller's to close, *limit* bytes at most.
 
         :raise BridgeError: it can't be done
         """
-        with contextlib.ExitStack() as undo:
-            undo.callback(os.close, file)
-            recorded = self._recordable()
-            with self.stopped():
-                undo.pop_all()
-                recorded.start(file, limit)
+        recorded = self._recordable()
+        with self.stopped():
+            recorded.start(os.dup(file), limit)
 
     def stop_recording(self) -> None:
         """:raise BridgeError: it isn't being recorded"""

@@ -20,6 +20,7 @@ from .counters import Counters
 from .device import Device, PciIrq, RegionFlags
 from .messages import (
     DMA_UNMAP_FLAG_ALL,
+    IRQ_SET_EVENTFDS,
     REGION_ACCESS,
     DeviceFeature,
     DeviceInfo,
@@ -44,7 +45,6 @@ RAM_SIZE = 1 << 20
 
 _DATA = IrqSetFlags.DATA_NONE | IrqSetFlags.DATA_BOOL | IrqSetFlags.DATA_EVENTFD
 _ACTION = IrqSetFlags.ACTION_MASK | IrqSetFlags.ACTION_UNMASK | IrqSetFlags.ACTION_TRIGGER
-_SIGNAL = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
 
 Handler = Callable[[Message], bytes]
 
@@ -64,7 +64,7 @@ class State:
 
     def note_irqs(self, request: IrqSet, eventfds: int) -> None:
         """*request* was granted, and so many eventfds came with it."""
-        if request.flags == _SIGNAL:
+        if request.flags == IRQ_SET_EVENTFDS:
             bits = (1 << request.count) - 1 << request.start
             before = self.vectors.get(request.index, 0)
             self.vectors[request.index] = before | bits if eventfds else before & ~bits

@@ -31,7 +31,7 @@ from pathlib import Path
 from vfio_user_bridge import eventfd
 from vfio_user_bridge.device import Device, PciIrq
 from vfio_user_bridge.limits import DEFAULTS, Limits
-from vfio_user_bridge.messages import DmaMap, IrqSet, IrqSetFlags
+from vfio_user_bridge.messages import IRQ_SET_EVENTFDS, IRQ_SET_OFF, DmaMap, IrqSet, IrqSetFlags
 from vfio_user_bridge.protocol import (
     DEFAULT_DATA_XFER_SIZE,
     HEADER,
@@ -57,8 +57,6 @@ _PEEK = HEADER.size + DmaMap.FORMAT.size
 _LEAST = HEADER.size + IrqSet.FORMAT.size
 #: more than this may not be in the socket at once, and the library reads but once; bytes
 _LARGE = 1 << 16
-_EVENTFDS = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
-_OFF = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER
 
 
 class LibrarySession(Session):
@@ -265,8 +263,8 @@ class LibrarySession(Session):
         """
         request = IrqSet.unpack(message.payload)
         self._by_eventfd = bool(request.flags & IrqSetFlags.DATA_EVENTFD)
-        signals = request.flags == _EVENTFDS
-        off = request.flags == _OFF and not request.count
+        signals = request.flags == IRQ_SET_EVENTFDS
+        off = request.flags == IRQ_SET_OFF and not request.count
         if request.index not in IRQS or not (self._by_eventfd or off):
             return _nothing
         if request.start + len(message.fds) > self._device.irq_info(request.index).count:

@@ -53,7 +53,7 @@ class Control(Service):
     """Answers requests on *listener*.
 
     :param methods: by name
-    :param writers: those whose first parameter is a descriptor that came along, theirs to close
+    :param writers: those whose first parameter is a descriptor that came along, closed after them
     :raise BridgeError: msgpack isn't installed; *listener* is closed
     """
 
@@ -119,12 +119,16 @@ class Control(Service):
             inspect.signature(method).bind(*files[:writes], *params)
         except TypeError as error:
             raise BridgeError(f"{name} takes other parameters: {error}") from None
+        taken = [files.pop(0) for _ in range(writes)]
         try:
-            return method(*(files.pop(0) for _ in range(writes)), *params)
+            return method(*taken, *params)
         except (OSError, MemoryError) as error:
             raise BridgeError(
                 f"the host fails us: {str(error) or 'no memory'}; try again"
             ) from None
+        finally:
+            for fd in taken:
+                os.close(fd)
 
 
 def ask(path: Path, method: str, *params: object, files: Sequence[int] = ()) -> Any:

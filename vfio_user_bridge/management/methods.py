@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import asdict
 
 from vfio_user_bridge import __version__, log
@@ -67,13 +66,9 @@ def methods(server: Server, confinement: Callable[[], Confinement]) -> tuple[Met
         log.set_level(level)
 
     def record(file: int, device: str = "", limit: int = RECORD_LIMIT) -> None:
-        with ExitStack() as undo:
-            undo.callback(os.close, file)
-            if not isinstance(limit, int):
-                raise BridgeError(f"a recording's limit is in bytes, not {limit!r}")
-            port = one(device)
-            undo.pop_all()
-        port.record(file, limit)
+        if not isinstance(limit, int):
+            raise BridgeError(f"a recording's limit is in bytes, not {limit!r}")
+        one(device).record(file, limit)
 
     def stop_recording(device: str = "") -> None:
         one(device).stop_recording()

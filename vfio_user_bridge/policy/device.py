@@ -122,11 +122,9 @@ class PolicedDevice(Wrapped):
 def _check_region(rule: Rule, infos: Sequence[RegionInfo], name: str) -> None:
     region, size = rule.region, infos[rule.region].size if rule.region < len(infos) else 0
     if not size:
-        raise UsageError(f"{rule.where}, region: {name} has no {region.name.lower()}")
+        raise UsageError(f"{rule.where}, region: {name} has no {region.label}")
     if rule.end > size and rule.end != WHOLE:
-        raise UsageError(
-            f"{rule.where}, offset: {region.name.lower()} of {name} ends at {size - 1:#x}"
-        )
+        raise UsageError(f"{rule.where}, offset: {region.label} of {name} ends at {size - 1:#x}")
 
 
 def _ruled(rules: Iterable[Rule], index: int, *, writes: bool) -> list[Span]:
@@ -191,7 +189,7 @@ class _Tally:
             return
         rule = self.rule
         note = f" ({rule.note})" if rule.note else ""
-        what = f"{verb} of {size} bytes at {offset:#x} of {rule.region.name.lower()}"
+        what = f"{verb} of {size} bytes at {offset:#x} of {rule.region.label}"
         if 0 < len(data) <= WIDEST:
             what += f": {int.from_bytes(data, 'little'):#0{2 * len(data) + 2}x}"
         if self._untold:

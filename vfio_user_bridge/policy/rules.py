@@ -29,11 +29,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vfio_user_bridge.device import PciRegion
+from vfio_user_bridge.device import REGIONS, PciRegion
 from vfio_user_bridge.errors import UsageError
 from vfio_user_bridge.sparse import without
 
-REGIONS = {region.name.lower(): region for region in PciRegion}
 #: what an access is called, and whether reads and writes are meant
 ACCESSES = {"both": (True, True), "read": (True, False), "write": (False, True)}
 KEYS = ("device", "region", "offset", "access", "action", "value", "mask", "note")

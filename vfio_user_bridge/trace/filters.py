@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from vfio_user_bridge.device import PciRegion
+from vfio_user_bridge.device import REGIONS
 from vfio_user_bridge.errors import UsageError
 
 from .records import KINDS, Access, Kind, Record
@@ -77,13 +77,12 @@ def _kind(name: str) -> Kind:
 
 
 def _region(name: str) -> int:
-    names = {region.name.lower(): int(region) for region in PciRegion}
-    if name in names:
-        return names[name]
+    if name in REGIONS:
+        return REGIONS[name]
     if re.fullmatch("[0-9]{1,4}", name, re.ASCII):
         return int(name)
     raise UsageError(
-        f"--region: there is no {name!r}; there are: {', '.join(names)}, or take its number"
+        f"--region: there is no {name!r}; there are: {', '.join(REGIONS)}, or take its number"
     )
 
 

@@ -15,13 +15,13 @@ from .records import Header
 from .register_file import Capability, Register, RegisterFile, load
 
 SHIPPED = Path(__file__).with_name("registers")
-_REGIONS = {int(region): region.name.lower() for region in PciRegion}
+_LABELS = {int(region): region.label for region in PciRegion}
 _WIDEST = 8  # bytes, of a value whose fields are told
 
 
 def region_name(index: int) -> str:
     """``bar0`` to ``bar5``, ``rom``, ``config``, ``vga``, or ``region9`` and so on."""
-    return _REGIONS.get(index, f"region{index}")
+    return _LABELS.get(index, f"region{index}")
 
 
 @dataclass(frozen=True, slots=True)

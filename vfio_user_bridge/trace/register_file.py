@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vfio_user_bridge.device import PciRegion
+from vfio_user_bridge.device import REGIONS
 from vfio_user_bridge.errors import BridgeError
 
-_REGIONS = {region.name.lower(): int(region) for region in PciRegion}
 _ID_BITS = {"vendor": 16, "device": 16, "class": 24}
 
 
@@ -99,7 +98,7 @@ def load(path: Path) -> RegisterFile:
     }
     match.end()
     capabilities = [_capability(table) for table in whole.table("capability").tables()]
-    regions = {index: tuple(_registers(whole.table(name))) for name, index in _REGIONS.items()}
+    regions = {int(r): tuple(_registers(whole.table(name))) for name, r in REGIONS.items()}
     whole.end()
     return RegisterFile(ids, regions, tuple(capabilities))
 
