@@ -7,15 +7,20 @@ goes to the client, and changes nothing. A new device needs the verbs marked abs
 
 One client at a time, one thread at a time. File descriptors that come with a request belong to the
 caller and are closed after it: a device that keeps one duplicates it.
+
+A successor process can go on with a device: what `save` gave, a device of the same kind there gets
+by `restore`, and each map that the client has by `adopt`.
 """
 
 from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum, IntFlag
+from typing import Any
 
+from .errors import BridgeError
 from .messages import DeviceFeature, DeviceInfo, DmaMap, IrqInfo, IrqSet, RegionInfo
 from .protocol import DEFAULT_DMA_MAPS, DEFAULT_PGSIZES, Buffer, refuse
 
@@ -78,6 +83,15 @@ class PciIrq(IntEnum):
     REQ = 4
 
 
+#: ``keep(name, fd)``: a successor needs this open file, by this name, which is given back
+Keep = Callable[[str, int], str]
+#: ``take(name)``: a descriptor of what was kept, the caller's to close; or BridgeError
+Take = Callable[[str], int]
+#: ``make(count)``: so many unsigned integers of 8 bytes ("Q") that outlive this process: what a
+#: predecessor left there, else 0. The same order of calls gives the same ones
+Cells = Callable[[int], memoryview]
+
+
 class Device(ABC):
     """One device, as its client may use it."""
 
@@ -87,6 +101,8 @@ class Device(ABC):
     pgsizes: int = DEFAULT_PGSIZES
     #: how many DMA maps may be valid at a time
     max_dma_maps: int = DEFAULT_DMA_MAPS
+    #: whether any request may change what `save` gives; else set_irqs and feature alone do
+    volatile: bool = False
 
     @property
     @abstractmethod
@@ -174,6 +190,43 @@ class Device(ABC):
         Called from another thread than the rest.
         """
         return
+
+    # ---- For a successor process ------------------------------------------------------------
+
+    def cells(self, make: Cells) -> None:  # noqa: ARG002 - most don't count
+        """Count from now on where a successor finds it even after SIGKILL. Before `restore`."""
+        return
+
+    def on_change(self, changed: Callable[[], None]) -> None:  # noqa: ARG002 - most don't change
+        """Have *changed* called when what `save` gives is different and no request was the cause.
+
+        It comes before a file that was kept is closed, and when it returns nobody else may have
+        that open: the kernel puts a device back when it is closed for the last time.
+        """
+        return
+
+    def save(self, keep: Keep) -> dict[str, Any]:  # noqa: ARG002 - there is nothing to keep
+        """All that a successor needs but the DMA maps: values that MessagePack has.
+
+        It changes nothing. Between two requests only.
+
+        :raise BridgeError: no successor can go on with this device
+        """
+        raise BridgeError(f"{self.name} can't be handed over: stop its client, and start it anew")
+
+    def restore(self, saved: Mapping[str, Any], take: Take) -> None:  # noqa: ARG002 - it can't
+        """Be as *saved* has it. The device is new, and no client has used it.
+
+        :raise BridgeError: it can't; the device is good for nothing but `close`
+        """
+        raise BridgeError(f"{self.name} can't be taken over: stop its client, and start it anew")
+
+    def adopt(self, request: DmaMap, fd: int | None) -> None:
+        """A predecessor's `dma_map` of this was done: go on with it.
+
+        All devices of an IOMMU group adopt before any of them is asked for something else.
+        """
+        self.dma_map(request, fd)
 
     def close(self) -> None:
         """Give everything back. The device is not used afterwards."""

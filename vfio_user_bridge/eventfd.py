@@ -17,8 +17,12 @@ import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vfio_user_bridge.protocol import refuse
+
+if TYPE_CHECKING:
+    from vfio_user_bridge.device import Keep, Take
 
 #: __NR_io_setup, io_submit, io_getevents: x86-64 has its own numbers, later machines share theirs
 _SETUP, _SUBMIT, _GETEVENTS = (206, 209, 208) if os.uname().machine == "x86_64" else (0, 2, 4)
@@ -57,6 +61,35 @@ def duplicate(fd: int) -> int:
     if str(Path(f"/proc/self/fd/{fd}").readlink()) != "anon_inode:[eventfd]":
         raise refuse(errno.EINVAL, "a file that isn't an eventfd was given for an interrupt")
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+
+
+class Kept:
+    """An eventfd that is ours to close; -1 stands for none."""
+
+    __slots__ = ("_name", "fd")
+
+    def __init__(self, fd: int = -1) -> None:
+        self.fd = fd
+        self._name = ""
+
+    def save(self, keep: Keep) -> str | None:
+        """Its name for a successor. The kernel's number for it is in it: one file, one name."""
+        if self.fd < 0:
+            return None
+        if not self._name:
+            lines = Path(f"/proc/self/fdinfo/{self.fd}").read_text().splitlines()
+            told = dict(line.split(":", 1) for line in lines)
+            self._name = f"eventfd-{told['eventfd-id'].strip()}"
+        return keep(self._name, self.fd)
+
+    @classmethod
+    def restore(cls, name: str | None, take: Take) -> Kept:
+        return cls() if name is None else cls(take(name))
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd, self._name = -1, ""
 
 
 def signal(fd: int) -> None:

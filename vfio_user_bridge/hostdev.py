@@ -11,10 +11,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from .device import Device, DeviceFlags, PciRegion, RegionFlags
+from .device import Device, DeviceFlags, Keep, PciRegion, RegionFlags, Take
 from .errors import DeviceError
 from .iommu import Iommu
 from .irqs import Interrupts
@@ -34,17 +36,27 @@ class HostDevice(Device):
     """The PCI device at *bdf*.
 
     :param bar_mmap: whether clients may map BARs; else every access is trapped
-    :raise DeviceError: it can't be had, and why
+    :param saved: what a predecessor's `save` gave, to go on with what it has opened; with *take*
+    :raise BridgeError: it can't be had, and why
     """
 
-    def __init__(self, bdf: str, iommu: Iommu, *, bar_mmap: bool = True) -> None:
+    def __init__(
+        self,
+        bdf: str,
+        iommu: Iommu,
+        *,
+        bar_mmap: bool = True,
+        saved: Mapping[str, Any] | None = None,
+        take: Take | None = None,
+    ) -> None:
         device = pci.find(bdf)
-        obstacle = pci.obstacle(device)
+        obstacle = None if saved else pci.obstacle(device)
         if obstacle:
             raise DeviceError(obstacle.line)
         group = device.iommu_group
         assert group is not None  # or it were an obstacle
         self.name = bdf
+        self._changed: Callable[[], None] = lambda: None
         self._iommu = iommu
         self._bar_mmap = bar_mmap
         self._exported: dict[int, int] = {}  # regions as dma-bufs, -1 until a client asks
@@ -55,17 +67,41 @@ class HostDevice(Device):
         self._wanted_back = False
         self._warned_of_reset = False
         self._fd = -1
-        self._container = iommu.acquire(group)
+        self._container = iommu.acquire(group, saved and saved["iommu"], take)
         self.pgsizes = self._container.pgsizes & ~0xFFF  # the wire's smallest page is 4 KiB
         self.max_dma_maps = min(self._container.max_maps, Device.max_dma_maps)
         try:
-            self._fd = self._container.device(bdf)
-            self._describe()
-            self._interrupts.attach(self._fd)
+            if saved and take:
+                self._take_over(device, saved, take)
+            else:
+                self._fd = self._container.device(bdf)
+                self._describe()
+                self._interrupts.attach(self._fd)
         except BaseException:
             self.close()
             raise
         iommu.hot_reset.functions[bdf] = self
+
+    def _take_over(self, device: pci.PciDevice, saved: Mapping[str, Any], take: Take) -> None:
+        self._wanted_back = saved["wanted back"]
+        self._migration.restore(saved["migration"], take)
+        opened = saved["device"] is not None
+        self._fd = take(saved["device"]) if opened else self._container.device(self.name)
+        try:
+            self._describe()
+            found = self.region_read(PciRegion.CONFIG, 0, 4)
+        except OSError:
+            found = b""
+        # One that has lost its link reads as all ones; its client has found out itself.
+        if found not in (struct.pack("<HH", device.vendor, device.device), b"\xff\xff\xff\xff"):
+            raise DeviceError(
+                f"{self.name}: what a predecessor left isn't this device: start anew, without what"
+                " is in the file descriptor store"
+            )
+        if opened:
+            self._interrupts.restore(self._fd, saved["interrupts"], take)
+        else:
+            self._interrupts.attach(self._fd)
 
     def _describe(self) -> None:
         """Ask the kernel what the device is; that doesn't change while vfio-pci has it."""
@@ -148,13 +184,17 @@ class HostDevice(Device):
 
     def dma_map(self, request: DmaMap, fd: int | None) -> None:
         if fd is not None:
-            self._container.map(request, fd)
+            self._container.maps.map(request, fd)
             self._mapped[request.address] = request
 
     def dma_unmap(self, request: DmaMap) -> None:
         if request.address in self._mapped:
-            self._container.unmap(request)
+            self._container.maps.unmap(request)
             del self._mapped[request.address]
+
+    def adopt(self, request: DmaMap, fd: int | None) -> None:
+        if fd is not None and self._container.maps.adopt(request, fd):
+            self._mapped[request.address] = request
 
     def reset(self) -> None:
         """By its own reset, or the bus's. As QEMU does it (vfio_pci_reset), the bus's comes before
@@ -183,6 +223,24 @@ class HostDevice(Device):
 
     def migration_write(self, data: bytes) -> None:
         self._migration.write(data)
+
+    # ---- A successor process ----------------------------------------------------------------
+
+    def on_change(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+
+    def save(self, keep: Keep) -> dict[str, Any]:
+        name = f"device-{self.name.replace(':', '.')}"
+        return {
+            "device": keep(name, self._fd) if self._fd >= 0 else None,
+            "iommu": self._container.save(keep),
+            "interrupts": self._interrupts.save(keep),
+            "migration": self._migration.save(keep, self.name),
+            "wanted back": self._wanted_back,
+        }
+
+    def restore(self, saved: Mapping[str, Any], take: Take) -> None:
+        """It has been made of that."""
 
     # ---- The end of a client, and the end ---------------------------------------------------
 
@@ -219,11 +277,17 @@ class HostDevice(Device):
         with self._iommu.hot_reset.lock:
             # The last close puts config space and power state back (vfio_pci_core_disable), so the
             # next client finds what it would find after QEMU has had the device and ended.
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+            self._close()
             if not self._wanted_back:
                 self._try("open it again", self._reopen)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            try:
+                self._changed()
+            finally:
+                os.close(fd)
 
     def _reopen(self) -> None:
         fd = self._container.device(self.name)
@@ -252,8 +316,6 @@ class HostDevice(Device):
         self._forget_exported()
         with self._iommu.hot_reset.lock:
             self._iommu.hot_reset.functions.pop(self.name, None)
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+            self._close()
         self._interrupts.close()
         self._iommu.release(self._container)

@@ -8,6 +8,9 @@ Eventfds go straight into VFIO_DEVICE_SET_IRQS. Two kinds need more:
   set that must grow is switched off and made anew.
 - The device request (VFIO_PCI_REQ_IRQ_INDEX) tells two: the client, which unplugs the device, and
   the bridge, which holds it as well. The kernel has our eventfd; the client's is signalled from it.
+
+What a predecessor may have done already when it was killed can be asked for again: where the kernel
+says no because it is done, what we know of before tells so.
 """
 
 from __future__ import annotations
@@ -16,15 +19,19 @@ import errno
 import os
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 from . import eventfd
-from .device import IrqFlags, PciIrq
+from .device import IrqFlags, Keep, PciIrq, Take
+from .eventfd import Kept
 from .kernel import vfio
 from .messages import IRQ_SET_EVENTFDS, IRQ_SET_OFF, IrqInfo, IrqSet, IrqSetFlags
 from .protocol import refuse
+
+_UNMASK_BY_EVENTFD = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_UNMASK
 
 
 class Interrupts:
@@ -37,21 +44,55 @@ class Interrupts:
         self._device = -1
         self._noresize = {irq.index for irq in types if irq.flags & IrqFlags.NORESIZE}
         self._enabled: set[int] = set()  # the types that have had eventfds since they were off
-        self._kept: dict[int, list[int]] = {}  # eventfds of NORESIZE types, -1 where there is none
+        self._kept: dict[int, list[Kept]] = {}  # eventfds of NORESIZE types
+        self._unmasked_by_eventfd = False
         self._lock = threading.Lock()  # the request is forwarded by another thread
-        self._client_request = -1
-        #: readable once the host wants the device back; -1 where the kernel doesn't say
-        self.request = -1
-        if any(irq.index == PciIrq.REQ and irq.count for irq in types):
-            self.request = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._client_request = Kept()
+        self._tells_requests = any(irq.index == PciIrq.REQ and irq.count for irq in types)
+        self._request = Kept()
+
+    @property
+    def request(self) -> int:
+        """Readable once the host wants the device back; -1 where the kernel doesn't say."""
+        return self._request.fd
 
     def attach(self, device: int) -> None:
         """Begin with a device that was just opened: no interrupt of it is set up."""
         self._device = device
         for index in (*self._kept, *self._enabled):
             self._forget(index)
-        if self.request >= 0:
-            self._to_kernel(IrqSet(IRQ_SET_EVENTFDS, PciIrq.REQ, 0, 1), (self.request,))
+        self._unmasked_by_eventfd = False
+        if not self._tells_requests:
+            return
+        if self.request < 0:
+            self._request = Kept(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+        self._to_kernel(IrqSet(IRQ_SET_EVENTFDS, PciIrq.REQ, 0, 1), (self.request,))
+
+    def save(self, keep: Keep) -> dict[str, Any]:
+        """What a successor needs: see `Device.save`."""
+        return {
+            "enabled": self.enabled,
+            "kept": [
+                [index, [event.save(keep) for event in kept]] for index, kept in self._kept.items()
+            ],
+            "unmasked by eventfd": self._unmasked_by_eventfd,
+            "request": self._request.save(keep),
+            "client's request": self._client_request.save(keep),
+        }
+
+    def restore(self, device: int, saved: Mapping[str, Any], take: Take) -> None:
+        """Go on with a device that a predecessor has set up.
+
+        :raise BridgeError: an eventfd of it isn't there
+        """
+        self._device = device
+        self._enabled = set(saved["enabled"])
+        for index, names in saved["kept"]:
+            self._kept[index] = []
+            self._kept[index].extend(Kept.restore(name, take) for name in names)  # none is lost
+        self._unmasked_by_eventfd = saved["unmasked by eventfd"]
+        self._request = Kept.restore(saved["request"], take)
+        self._client_request = Kept.restore(saved["client's request"], take)
 
     def set(self, request: IrqSet, eventfds: Sequence[int]) -> None:
         """``VFIO_DEVICE_SET_IRQS``, already checked against the type's count.
@@ -61,21 +102,46 @@ class Interrupts:
         if request.index == PciIrq.REQ:
             self._set_request(request, eventfds)
             return
+        if not request.count:
+            self.off(request.index)
+            return
         if request.flags == IRQ_SET_EVENTFDS and request.index in self._noresize:
             self._set_kept(request, eventfds)
+        elif request.flags == _UNMASK_BY_EVENTFD:
+            self._unmask_by(request, eventfds)
         else:
             self._to_kernel(request, eventfds)
         # A lone interrupt is off once its eventfd is gone (vfio_pci_set_ctx_trigger_single), and
         # switching it off again would be EINVAL; the other types stay enabled without any.
-        gone = request.index == PciIrq.ERR and request.flags == IRQ_SET_EVENTFDS and not eventfds
-        if not request.count or gone:
+        if request.index == PciIrq.ERR and request.flags == IRQ_SET_EVENTFDS and not eventfds:
             self._forget(request.index)
         elif request.flags == IRQ_SET_EVENTFDS and eventfds:
             self._enabled.add(request.index)
 
     def off(self, index: int) -> None:
-        self._to_kernel(IrqSet(IRQ_SET_OFF, index, 0, 0), ())
+        """:raise OSError: EINVAL if nothing of it is enabled"""
+        self._switch_off(index)
         self._forget(index)
+
+    def _switch_off(self, index: int) -> None:
+        try:
+            self._to_kernel(IrqSet(IRQ_SET_OFF, index, 0, 0), ())
+        except OSError as error:
+            if error.errno != errno.EINVAL or index not in self._enabled:
+                raise
+            # It was enabled, and isn't: a predecessor was killed just after it did this.
+
+    def _unmask_by(self, request: IrqSet, eventfds: Sequence[int]) -> None:
+        """An eventfd that unmasks INTx; the kernel takes no other while it has one."""
+        try:
+            self._to_kernel(request, eventfds)
+        except OSError as error:
+            if error.errno != errno.EBUSY or self._unmasked_by_eventfd:
+                raise
+            # We have set none: a predecessor was killed just after it did.
+            self._to_kernel(request, ())
+            self._to_kernel(request, eventfds)
+        self._unmasked_by_eventfd = bool(eventfds)
 
     @property
     def enabled(self) -> list[int]:
@@ -99,24 +165,25 @@ class Interrupts:
         with ExitStack() as undo:
             new = []
             for fd in fds:
-                new.append(os.dup(fd) if fd >= 0 else -1)
-                undo.callback(_close, new[-1])
+                new.append(Kept(os.dup(fd) if fd >= 0 else -1))
+                undo.callback(new[-1].close)
             if not kept or end <= len(kept):
                 self._to_kernel(request, eventfds)
             else:
-                wanted = [*kept, *[-1] * (end - len(kept))]
+                before = [event.fd for event in kept]
+                wanted = [*before, *[-1] * (end - len(kept))]
                 wanted[request.start : end] = fds
-                self._replace(request.index, kept, wanted)
+                self._replace(request.index, before, wanted)
             undo.pop_all()  # from here on nothing fails
-        kept += [-1] * (end - len(kept))
-        for at, fd in enumerate(new, request.start):
-            _close(kept[at])
-            kept[at] = fd
+        kept += [Kept() for _ in range(end - len(kept))]
+        for at, event in enumerate(new, request.start):
+            kept[at].close()
+            kept[at] = event
         self._kept[request.index] = kept
 
     def _replace(self, index: int, before: list[int], after: list[int]) -> None:
         """Replace one set of eventfds by a larger one; by itself again if that can't be had."""
-        self._to_kernel(IrqSet(IRQ_SET_OFF, index, 0, 0), ())
+        self._switch_off(index)
         try:
             self._to_kernel(IrqSet(IRQ_SET_EVENTFDS, index, 0, len(after)), after)
         except OSError:
@@ -129,8 +196,8 @@ class Interrupts:
             raise refuse(errno.ENOTTY, "a device request can't be masked")
         with self._lock:
             if request.flags & IrqSetFlags.DATA_EVENTFD or not request.count:
-                new = eventfd.duplicate(eventfds[0]) if eventfds else -1
-                _close(self._client_request)
+                new = Kept(eventfd.duplicate(eventfds[0]) if eventfds else -1)
+                self._client_request.close()
                 self._client_request = new
             elif request.data != b"\0":
                 self._signal_client()
@@ -142,8 +209,8 @@ class Interrupts:
             self._signal_client()
 
     def _signal_client(self) -> None:
-        if self._client_request >= 0:
-            eventfd.signal(self._client_request)
+        if self._client_request.fd >= 0:
+            eventfd.signal(self._client_request.fd)
 
     def forget_client(self) -> None:
         """Its eventfd for the device request goes; the kernel's others go with `off`."""
@@ -151,18 +218,14 @@ class Interrupts:
 
     def _forget(self, index: int) -> None:
         self._enabled.discard(index)
-        for fd in self._kept.pop(index, ()):
-            _close(fd)
+        if index == PciIrq.INTX:
+            self._unmasked_by_eventfd = False
+        for event in self._kept.pop(index, ()):
+            event.close()
 
     def close(self) -> None:
         """Let go of all eventfds; the kernel lets go of its own with the device."""
         for index in (*self._kept, *self._enabled):
             self._forget(index)
-        for fd in (self.request, self._client_request):
-            _close(fd)
-        self.request = self._client_request = -1
-
-
-def _close(fd: int) -> None:
-    if fd >= 0:
-        os.close(fd)
+        self._request.close()
+        self._client_request.close()

@@ -9,8 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+from .device import Keep, Take
 from .kernel import vfio
 from .messages import DeviceFeature, FeatureFlags
 from .protocol import refuse
@@ -33,6 +36,16 @@ class Migration:
 
     def __init__(self) -> None:
         self._stream = -1
+        self._number = 0  # of the stream
+
+    def save(self, keep: Keep, bdf: str) -> list[int | str | None]:
+        """The stream's number and, while there is one, its name."""
+        name = f"migration-{bdf.replace(':', '.')}-{self._number}"
+        return [self._number, keep(name, self._stream) if self._stream >= 0 else None]
+
+    def restore(self, saved: Sequence[Any], take: Take) -> None:
+        self._number, name = saved
+        self._stream = -1 if name is None else take(name)
 
     def feature(self, device: int, request: DeviceFeature) -> bytes:
         """``VFIO_DEVICE_FEATURE``: the data for the reply.
@@ -58,6 +71,7 @@ class Migration:
         if request.flags & FeatureFlags.SET:
             self.close()
             self._stream = stream
+            self._number += 1
         return _STATE.pack(state, -1)
 
     @staticmethod

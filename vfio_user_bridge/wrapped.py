@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from .device import Device
+from .device import Cells, Device, Keep, Take
 from .messages import DeviceFeature, DeviceInfo, DmaMap, IrqInfo, IrqSet, RegionInfo
 from .protocol import Buffer
 
@@ -18,6 +19,7 @@ class Wrapped(Device):
         self.name = inner.name
         self.pgsizes = inner.pgsizes
         self.max_dma_maps = inner.max_dma_maps
+        self.volatile = inner.volatile
 
     @property
     def info(self) -> DeviceInfo:
@@ -75,6 +77,21 @@ class Wrapped(Device):
 
     def heed_host_request(self) -> None:
         self.inner.heed_host_request()
+
+    def cells(self, make: Cells) -> None:
+        self.inner.cells(make)
+
+    def on_change(self, changed: Callable[[], None]) -> None:
+        self.inner.on_change(changed)
+
+    def save(self, keep: Keep) -> dict[str, Any]:
+        return self.inner.save(keep)
+
+    def restore(self, saved: Mapping[str, Any], take: Take) -> None:
+        self.inner.restore(saved, take)
+
+    def adopt(self, request: DmaMap, fd: int | None) -> None:
+        self.inner.adopt(request, fd)
 
     def close(self) -> None:
         self.inner.close()

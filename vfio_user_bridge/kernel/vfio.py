@@ -19,6 +19,7 @@ from struct import Struct, pack_into, unpack_from
 VFIO_API_VERSION = 0
 VFIO_TYPE1_IOMMU = 1
 VFIO_TYPE1v2_IOMMU = 3
+VFIO_UPDATE_VADDR = 10
 
 VFIO_TYPE = ord(";")
 VFIO_BASE = 100
@@ -48,6 +49,10 @@ VFIO_GROUP_FLAGS_CONTAINER_SET = 1 << 1
 
 VFIO_REGION_INFO_CAP_SPARSE_MMAP = 1
 VFIO_REGION_INFO_CAP_MSIX_MAPPABLE = 3
+
+VFIO_DMA_MAP_FLAG_VADDR = 1 << 2
+VFIO_DMA_UNMAP_FLAG_ALL = 1 << 1
+VFIO_DMA_UNMAP_FLAG_VADDR = 1 << 2
 
 VFIO_IOMMU_INFO_CAPS = 1 << 1
 VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE = 1
@@ -139,9 +144,9 @@ def dma_map(container: int, flags: int, vaddr: int, iova: int, size: int) -> Non
     ioctl(container, VFIO_IOMMU_MAP_DMA, DMA_MAP.pack(DMA_MAP.size, flags, vaddr, iova, size))
 
 
-def dma_unmap(container: int, iova: int, size: int) -> int:
-    """Gives the number of bytes unmapped."""
-    data = bytearray(DMA_UNMAP.pack(DMA_UNMAP.size, 0, iova, size))
+def dma_unmap(container: int, iova: int, size: int, flags: int = 0) -> int:
+    """Gives the number of bytes unmapped, or with FLAG_VADDR of those whose address is gone."""
+    data = bytearray(DMA_UNMAP.pack(DMA_UNMAP.size, flags, iova, size))
     ioctl(container, VFIO_IOMMU_UNMAP_DMA, data)
     unmapped: int = DMA_UNMAP.unpack(data)[3]
     return unmapped
