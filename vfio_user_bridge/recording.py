@@ -11,19 +11,20 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from . import __version__
-from .device import Device, PciRegion
+from .device import Cells, Device, Keep, PciRegion, Take
 from .errors import BridgeError
 from .messages import DmaMap, IrqSet
 from .protocol import Buffer
 from .trace.packing import Packable
 from .trace.records import FORMAT, VERSION, Kind
-from .trace.writer import Writer, now
+from .trace.writer import Writer, now, unkept
 from .wrapped import Wrapped
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,9 @@ class RecordedDevice(Wrapped):
     def __init__(self, inner: Device) -> None:
         super().__init__(inner)
         self._writer: Writer | None = None
+        self._file = ""  # what a successor finds it by
+        self._progress = unkept()
+        self._changed: Callable[[], None] = lambda: None
         self._ask(inner)
 
     def _ask(self, device: Device) -> None:
@@ -70,7 +74,7 @@ class RecordedDevice(Wrapped):
                 raise BridgeError(f"{self.name} is being recorded already: stop that first")
             _check(fd)
             try:
-                self._writer = Writer(fd, self._header(), limit, self._ended)
+                self._writer = Writer(fd, self._header(), limit, self._ended, self._progress)
             except OSError as error:
                 raise BridgeError(
                     f"can't record {self.name}: {error.strerror}; name a file on another disk"
@@ -78,8 +82,14 @@ class RecordedDevice(Wrapped):
         except BaseException:
             os.close(fd)
             raise
-        self._ask(Recorder(self.inner, self._writer))
+        self._record(fd, self._writer)
         log.info("%s: recording", self.name)
+        self._changed()
+
+    def _record(self, fd: int, writer: Writer) -> None:
+        status = os.fstat(fd)
+        self._file = f"recording-{status.st_dev}-{status.st_ino}"
+        self._ask(Recorder(self.inner, writer))
 
     def stop(self, reason: str = "stopped") -> None:
         """End the recording, if there is one."""
@@ -87,6 +97,7 @@ class RecordedDevice(Wrapped):
         if not writer:
             return
         self._ask(self.inner)
+        self._changed()
         try:
             writer.close(reason)
         except OSError as error:
@@ -106,6 +117,37 @@ class RecordedDevice(Wrapped):
         """Of the recording, if there is one; any thread may ask."""
         writer = self._writer
         return Progress(writer.records, writer.size, writer.limit) if writer else None
+
+    def cells(self, make: Cells) -> None:
+        self._progress = make(2)
+        super().cells(make)
+
+    def on_change(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        super().on_change(changed)
+
+    def save(self, keep: Keep) -> dict[str, Any]:
+        saved, writer = super().save(keep), self._writer
+        if writer:
+            file = keep(self._file, writer.fd)
+            saved["recording"] = [file, writer.limit, writer.epoch, *self._progress]
+        return saved
+
+    def restore(self, saved: Mapping[str, Any], take: Take) -> None:
+        super().restore(saved, take)
+        if "recording" not in saved:
+            return
+        file, limit, epoch, *before = saved["recording"]
+        for at, number in enumerate(before):
+            self._progress[at] = max(self._progress[at], number)  # it may have more, since then
+        fd = take(file)
+        try:
+            self._writer = Writer(fd, None, limit, self._ended, self._progress, epoch)
+        except OSError as error:
+            os.close(fd)
+            log.warning("%s is no longer recorded: %s", self.name, error.strerror)
+            return
+        self._record(fd, self._writer)
 
     def close(self) -> None:
         self.stop("closed")

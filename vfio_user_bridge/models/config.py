@@ -103,6 +103,12 @@ class ConfigSpace:
     def reset(self) -> None:
         self._values[:] = self._initial
 
+    def save(self) -> bytes:
+        return bytes(self._values)
+
+    def restore(self, saved: bytes) -> None:
+        self._values[:] = saved
+
     @property
     def bus_master(self) -> bool:
         """Whether the device may reach memory."""

@@ -8,11 +8,20 @@ them returns, where QEMU takes a thread and 100 ms of virtual time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import IntEnum
 from math import factorial
+from typing import Any
 
-from vfio_user_bridge.device import Device, DeviceFlags, PciIrq, PciRegion, RegionFlags
+from vfio_user_bridge.device import (
+    Device,
+    DeviceFlags,
+    Keep,
+    PciIrq,
+    PciRegion,
+    RegionFlags,
+    Take,
+)
 from vfio_user_bridge.limits import DEFAULTS, Limits
 from vfio_user_bridge.messages import DeviceInfo, DmaMap, IrqInfo, IrqSet, RegionInfo
 from vfio_user_bridge.protocol import Buffer
@@ -70,6 +79,7 @@ class Edu(Device):
     """The device of one client after another."""
 
     name = "edu"
+    volatile = True
 
     def __init__(self, limits: Limits = DEFAULTS) -> None:
         self._config = ConfigSpace(
@@ -157,6 +167,23 @@ class Edu(Device):
         self._told_of_dma = False
         if reset:
             self.reset()
+
+    def save(self, keep: Keep) -> dict[str, Any]:
+        return {
+            "config": self._config.save(),
+            "registers": list(self._registers.values()),
+            "buffer": bytes(self._buffer),
+            "intx": self._intx,
+            "told of DMA": self._told_of_dma,
+            "interrupts": self._interrupts.save(keep),
+        }
+
+    def restore(self, saved: Mapping[str, Any], take: Take) -> None:
+        self._config.restore(saved["config"])
+        self._registers.update(zip(self._registers, saved["registers"], strict=True))
+        self._buffer[:] = saved["buffer"]
+        self._intx, self._told_of_dma = saved["intx"], saved["told of DMA"]
+        self._interrupts.restore(saved["interrupts"], take)
 
     def close(self) -> None:
         self._interrupts.close()

@@ -10,12 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from threading import Lock, Thread
+from typing import Any
 
 from vfio_user_bridge import eventfd
-from vfio_user_bridge.device import IrqFlags, PciIrq
+from vfio_user_bridge.device import IrqFlags, Keep, PciIrq, Take
+from vfio_user_bridge.eventfd import Kept
 from vfio_user_bridge.messages import IrqInfo, IrqSet, IrqSetFlags
 from vfio_user_bridge.protocol import refuse
 
@@ -35,6 +37,7 @@ class Interrupts:
         self.intx = Line()
         self.msi = Vector()
         self._request = Vector()
+        self._all: tuple[Line | Vector, ...] = (self.intx, self.msi, self._request)
 
     def info(self, index: int) -> IrqInfo:
         count, flags = _INFO.get(PciIrq(index), (0, 0))
@@ -52,9 +55,16 @@ class Interrupts:
         else:
             raise refuse(errno.EINVAL, f"no interrupt {request.index}, or the other kind is in use")
 
+    def save(self, keep: Keep) -> list[dict[str, Any]]:
+        return [each.save(keep) for each in self._all]
+
+    def restore(self, saved: Sequence[Mapping[str, Any]], take: Take) -> None:
+        for each, state in zip(self._all, saved, strict=True):
+            each.restore(state, take)
+
     def disable(self) -> None:
         """Forget every eventfd."""
-        for each in (self.intx, self.msi, self._request):
+        for each in self._all:
             each.disable()
 
     def close(self) -> None:
@@ -67,13 +77,19 @@ class Vector:
 
     def __init__(self) -> None:
         self.enabled = False
-        self._trigger: int | None = None
+        self._trigger = Kept()
+
+    def save(self, keep: Keep) -> dict[str, Any]:
+        return {"enabled": self.enabled, "trigger": self._trigger.save(keep)}
+
+    def restore(self, saved: Mapping[str, Any], take: Take) -> None:
+        self.enabled, self._trigger = saved["enabled"], Kept.restore(saved["trigger"], take)
 
     def set_irqs(self, request: IrqSet, fd: int | None) -> None:
         if not request.flags & IrqSetFlags.ACTION_TRIGGER:
             raise refuse(errno.ENOTTY, "this interrupt can't be masked")
         if request.flags & IrqSetFlags.DATA_EVENTFD:
-            trigger = None if fd is None else eventfd.duplicate(fd)
+            trigger = _kept(fd)
             self.disable()
             self.enabled, self._trigger = True, trigger
         elif not self.enabled:
@@ -84,13 +100,12 @@ class Vector:
             self.notify()
 
     def notify(self) -> None:
-        if self._trigger is not None:
-            eventfd.signal(self._trigger)
+        if self._trigger.fd >= 0:
+            eventfd.signal(self._trigger.fd)
 
     def disable(self) -> None:
         self.enabled = False
-        _close(self._trigger)
-        self._trigger = None
+        self._trigger.close()
 
 
 class Line:
@@ -104,9 +119,29 @@ class Line:
         self.enabled = False
         self._held = False
         self._masked = False
-        self._trigger: int | None = None
+        self._trigger = Kept()
         self._lock = Lock()  # between the device's thread and that of `_watch`
         self._watch = _Watch(self)
+
+    def save(self, keep: Keep) -> dict[str, Any]:
+        with self._lock:
+            return {
+                "enabled": self.enabled,
+                "held": self._held,
+                "masked": self._masked,
+                "trigger": self._trigger.save(keep),
+                "unmask": self._watch.save(keep),
+            }
+
+    def restore(self, saved: Mapping[str, Any], take: Take) -> None:
+        self.enabled, self._held = saved["enabled"], saved["held"]
+        self._trigger = Kept.restore(saved["trigger"], take)
+        unmask = Kept.restore(saved["unmask"], take)
+        # An eventfd may have unmasked it since that was saved, without a trace: so that counts as
+        # done. To tell of a line twice does no harm; not to tell of it stops the guest's driver.
+        self._masked = saved["masked"] and unmask.fd < 0
+        self._watch.watch(unmask)
+        self._update()
 
     def set_irqs(self, request: IrqSet, fd: int | None) -> None:
         flags = request.flags
@@ -125,8 +160,8 @@ class Line:
                 self._update(masked=True)
             elif flags & IrqSetFlags.ACTION_UNMASK:
                 self._update(masked=False)
-            elif self._trigger is not None:
-                eventfd.signal(self._trigger)
+            elif self._trigger.fd >= 0:
+                eventfd.signal(self._trigger.fd)
 
     def hold(self, held: bool) -> None:
         """The device holds the line, or lets it go."""
@@ -136,13 +171,12 @@ class Line:
         self._unmask_by(None)
         self.enabled = False
         self._masked = False
-        _close(self._trigger)
-        self._trigger = None
+        self._trigger.close()
 
     def _enable(self, fd: int | None) -> None:
-        trigger = None if fd is None else eventfd.duplicate(fd)
+        trigger = _kept(fd)
         with self._lock:
-            _close(self._trigger)
+            self._trigger.close()
             self.enabled, self._trigger = True, trigger
         self._update()
 
@@ -151,7 +185,7 @@ class Line:
         self._watch.stop()
 
     def _unmask_by(self, fd: int | None) -> None:
-        self._watch.watch(None if fd is None else eventfd.duplicate(fd))
+        self._watch.watch(_kept(fd))
 
     def unmask(self) -> None:
         self._update(masked=False)
@@ -160,9 +194,9 @@ class Line:
         with self._lock:
             self._held = self._held if held is None else held
             self._masked = self._masked if masked is None else masked
-            if self._held and not self._masked and self._trigger is not None:
+            if self._held and not self._masked and self._trigger.fd >= 0:
                 self._masked = True
-                eventfd.signal(self._trigger)
+                eventfd.signal(self._trigger.fd)
 
 
 class _Watch(Thread):
@@ -174,8 +208,8 @@ class _Watch(Thread):
     def __init__(self, line: Line) -> None:
         super().__init__(name="intx-unmask", daemon=True)
         self._line = line
-        self._fd: int | None = None
-        self._lock = Lock()  # hold it to use `_fd`
+        self._event = Kept()
+        self._lock = Lock()  # hold it to use `_event`
         self._ended = False
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -183,28 +217,31 @@ class _Watch(Thread):
         while not self._ended:
             poll = select.poll()
             poll.register(self._bell, select.POLLIN)
-            if (fd := self._fd) is not None:
+            if (fd := self._event.fd) >= 0:
                 poll.register(fd, select.POLLIN)
             with suppress(OSError):  # no way to tell; the next message meets the same
                 poll.poll()
                 eventfd.take(self._bell)
                 with self._lock:
-                    if self._fd is not None and eventfd.take(self._fd):
+                    if self._event.fd >= 0 and eventfd.take(self._event.fd):
                         self._line.unmask()
 
-    def watch(self, fd: int | None) -> None:
-        """Go over to *fd*, which is ours to close: once this returns, no other one unmasks."""
+    def save(self, keep: Keep) -> str | None:
+        return self._event.save(keep)
+
+    def watch(self, event: Kept) -> None:
+        """Go over to *event*: once this returns, no other one unmasks."""
         with self._lock:
-            _close(self._fd)
-            self._fd = fd
-        if fd is not None and self.ident is None:
+            self._event.close()
+            self._event = event
+        if event.fd >= 0 and self.ident is None:
             self.start()
         with suppress(OSError):  # it rings already
             os.eventfd_write(self._bell, 1)
 
     def stop(self) -> None:
         self._ended = True
-        self.watch(None)
+        self.watch(Kept())
         if self.ident is not None:
             self.join()
         os.close(self._bell)
@@ -215,6 +252,5 @@ def _is_meant(request: IrqSet) -> bool:
     return not request.flags & IrqSetFlags.DATA_BOOL or request.data[0] != 0
 
 
-def _close(fd: int | None) -> None:
-    if fd is not None:
-        os.close(fd)
+def _kept(fd: int | None) -> Kept:
+    return Kept() if fd is None else Kept(eventfd.duplicate(fd))

@@ -11,10 +11,13 @@ from __future__ import annotations
 import logging
 import mmap
 import time
+from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+from zlib import crc32
 
-from vfio_user_bridge.device import Device, RegionFlags
+from vfio_user_bridge.device import Cells, Device, Keep, RegionFlags, Take
 from vfio_user_bridge.errors import UsageError
 from vfio_user_bridge.messages import RegionInfo
 from vfio_user_bridge.protocol import Buffer
@@ -51,6 +54,7 @@ class PolicedDevice(Wrapped):
         infos = [inner.region_info(index) for index in range(inner.info.num_regions)]
         for rule in rules:
             _check_region(rule, infos, inner.name)
+        self._digest = crc32(repr(rules).encode())
         self._tallies = {
             rule.number: _Tally(inner.name, rule) for rule in rules if rule.action != Action.ALLOW
         }
@@ -73,6 +77,31 @@ class PolicedDevice(Wrapped):
         return [
             (tally.rule.number, tally.rule.note, tally.hits) for tally in self._tallies.values()
         ]
+
+    def cells(self, make: Cells) -> None:
+        hits = make(len(self._tallies))
+        for at, tally in enumerate(self._tallies.values()):
+            tally.move(hits[at : at + 1])
+        self.inner.cells(make)
+
+    def save(self, keep: Keep) -> dict[str, Any]:
+        tallies = [[tally.hits, tally.earlier] for tally in self._tallies.values()]
+        return {**self.inner.save(keep), "policy": [self._digest, tallies]}
+
+    def restore(self, saved: Mapping[str, Any], take: Take) -> None:
+        self.inner.restore(saved, take)
+        digest, tallies = saved.get("policy", (None, ()))
+        if digest != self._digest:
+            log.warning(
+                "%s: its policy has changed: what its client has mapped under the old one stays"
+                " mapped until it is gone; the rules count from 0",
+                self.name,
+            )
+            for tally in self._tallies.values():
+                tally.go_on(0, 0)
+            return
+        for tally, (hits, earlier) in zip(self._tallies.values(), tallies, strict=True):
+            tally.go_on(max(hits, tally.hits), earlier)  # a cell may have more, since then
 
     def region_info(self, index: int) -> RegionInfo:
         return self._infos[index]
@@ -175,16 +204,28 @@ class _Tally:
 
     def __init__(self, name: str, rule: Rule) -> None:
         self.rule = rule
-        self.hits = 0
+        self.earlier = 0  # hits, by other clients
+        self._hits: memoryview | array[int] = array("Q", [0])
         self._device = name
-        self._earlier = 0  # hits, by other clients
         self._second = 0.0  # when the one began that lines are counted in
         self._lines = 0
         self._untold = 0
 
+    @property
+    def hits(self) -> int:
+        return self._hits[0]
+
+    def move(self, cell: memoryview) -> None:
+        """Count in *cell*: on from what a predecessor has there, if that is more."""
+        cell[0] = max(cell[0], self.hits)
+        self._hits = cell
+
+    def go_on(self, hits: int, earlier: int) -> None:
+        self._hits[0], self.earlier = hits, earlier
+
     def count(self, verb: str, offset: int, size: int, data: Buffer) -> None:
         """An access by the rule's client, with as much of *data* as is known."""
-        self.hits += 1
+        self._hits[0] += 1
         if not self._worth_a_line():
             return
         rule = self.rule
@@ -202,7 +243,7 @@ class _Tally:
     def _worth_a_line(self) -> bool:
         match self.rule.action:
             case Action.DENY:
-                return self.hits == self._earlier + 1
+                return self.hits == self.earlier + 1
             case Action.FORCE:
                 return False
         now = time.monotonic()
@@ -216,6 +257,6 @@ class _Tally:
 
     def client_gone(self) -> str:
         """How often it was about the client that goes, for the log; empty if it wasn't."""
-        hits, self._earlier = self.hits - self._earlier, self.hits
+        hits, self.earlier = self.hits - self.earlier, self.hits
         self._untold = 0
         return f"rule {self.rule.number} {_DONE[self.rule.action]} {hits}" if hits else ""
