@@ -35,8 +35,6 @@ log = logging.getLogger(__name__)
 
 MAJOR = 0
 MINOR = 1
-#: what other replies may wait for
-_QUICK = frozenset((int(Command.REGION_READ), int(Command.REGION_WRITE)))
 
 
 class Session:
@@ -115,6 +113,7 @@ class Session:
             pgsizes=device.pgsizes,
         )
         self._send(message, Version(MAJOR, min(proposal.minor, MINOR), ours).pack())
+        connection.done()
         connection.hurry(False)
         connection.max_size = HEADER.size + PAYLOAD_OVERHEAD + ours.max_data_xfer_size
         # What the client can take is its own word; all else is as we answered.
@@ -130,6 +129,7 @@ class Session:
     def _serve(self, state: State) -> None:
         connection, turn = self._connection, self._turn
         receive, send, clock = connection.receive, self._send, time.perf_counter_ns
+        begin, done = connection.begin, connection.done
         take_turn, end_turn = turn.acquire, turn.release
         handlers, rows = Requests(self._device, state).handlers, self.counters.rows
         while True:
@@ -141,12 +141,14 @@ class Session:
                 handler = handlers.get(command)
                 if handler is None:
                     self._refuse(message, refuse(errno.EINVAL, "there is no such command"))
+                    done()
                     continue
-                if command not in _QUICK:
-                    connection.flush()
                 refusal = None
-                take_turn()
+                if not take_turn(False):
+                    connection.pause()
+                    take_turn()
                 try:
+                    begin()
                     reply = handler(message)
                 except OSError as error:
                     refusal = error
@@ -161,6 +163,7 @@ class Session:
                     self._refuse(message, refusal)
                 else:
                     send(message, reply)
+                done()
             finally:
                 if message.fds:
                     message.close_fds()
@@ -170,6 +173,8 @@ class Session:
             size = HEADER.size + len(reply)
             head = HEADER.pack(message.id, message.command, size, TYPE_REPLY, 0)
             self._connection.send(head + reply, message.reply_fds)
+        else:
+            self._connection.skip()
 
     def _refuse(self, message: Message, error: OSError) -> None:
         name, what = self._device.name, command_name(message.command)
@@ -180,6 +185,8 @@ class Session:
             flags, code = TYPE_REPLY | FLAG_ERROR, (error.errno or errno.EIO) & 0xFFFF_FFFF
             head = HEADER.pack(message.id, message.command, HEADER.size, flags, code)
             self._connection.send(head)
+        else:
+            self._connection.skip()
 
     def _clean_up(self, *, reset: bool) -> None:
         # Whatever a device does wrong here, the maps go and the client is let go. The stack ends in

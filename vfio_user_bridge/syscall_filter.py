@@ -29,6 +29,7 @@ _CALLS = (
     *("getdents64", "getcwd", "unlink", "unlinkat"),
     # clients
     *("accept", "accept4", "recvmsg", "recvfrom", "sendmsg", "sendto", "shutdown"),
+    "sendfile",  # replies, where a successor must know how far they were sent: outbox.py
     *("getsockopt", "setsockopt", "getsockname", "getpeername"),
     # waiting
     *("poll", "ppoll", "select", "pselect6"),

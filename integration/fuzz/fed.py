@@ -7,7 +7,8 @@ import array
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from integration.fuzz.pieces import Piece
 from vfio_user_bridge.limits import Limits
@@ -15,6 +16,8 @@ from vfio_user_bridge.transport import Connection
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
+T = TypeVar("T")
 
 
 class FedSocket(socket.socket):
@@ -27,9 +30,15 @@ class FedSocket(socket.socket):
     def recvmsg_into(
         self, buffers: Iterable[WriteableBuffer], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[tuple[int, int, bytes]], int, Any]:
+        return self._fed(partial(super().recvmsg_into, buffers, ancbufsize), flags)
+
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int = 0, flags: int = 0) -> int:
+        return self._fed(partial(super().recv_into, buffer, nbytes), flags)
+
+    def _fed(self, read: Callable[[int], T], flags: int) -> T:
         while True:
             try:
-                return super().recvmsg_into(buffers, ancbufsize, flags | socket.MSG_DONTWAIT)
+                return read(flags | socket.MSG_DONTWAIT)
             except BlockingIOError:
                 if not self._feed() and flags & socket.MSG_DONTWAIT:
                     raise

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vfio_user_bridge import eventfd
+from vfio_user_bridge.ancillary import receive_waiting
 from vfio_user_bridge.device import Device, PciIrq
 from vfio_user_bridge.limits import DEFAULTS, Limits
 from vfio_user_bridge.messages import IRQ_SET_EVENTFDS, IRQ_SET_OFF, DmaMap, IrqSet, IrqSetFlags
@@ -44,7 +45,7 @@ from vfio_user_bridge.protocol import (
 )
 from vfio_user_bridge.requests import Requests, State
 from vfio_user_bridge.session import Session
-from vfio_user_bridge.transport import Connection, Message, PeerGoneError, receive_waiting
+from vfio_user_bridge.transport import Connection, Message, PeerGoneError
 
 from .context import IRQS, Context
 from .relay import Relay
@@ -118,7 +119,6 @@ class LibrarySession(Session):
 
     def _negotiate(self) -> State:
         connection = self._connection
-        connection.reads_ahead = False  # what follows is the library's to read
         connection.hurry(True)
         version = connection.receive()
         version.close_fds()
@@ -135,6 +135,7 @@ class LibrarySession(Session):
                     reply, fds = b"", []  # it was refused without a word
         try:
             connection.send(reply, fds)
+            connection.settle()  # what follows is the library's to read
         finally:
             for fd in fds:
                 os.close(fd)
@@ -217,6 +218,7 @@ class LibrarySession(Session):
             self._refuse(message, error)
         finally:
             message.close_fds()
+        self._connection.settle()
 
     def _peek(self, head: bytes) -> Message:
         """The message that waits and duplicates of its files, which are the caller's to close."""

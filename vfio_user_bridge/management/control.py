@@ -20,9 +20,9 @@ from types import ModuleType
 from typing import Any
 
 from vfio_user_bridge import extras
+from vfio_user_bridge.ancillary import receive_waiting, send_all
 from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.listener import Listener
-from vfio_user_bridge.transport import receive_waiting, send_all
 
 from .service import Service
 

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""How replies leave: at once, or together with others.
+
+Where a successor must know what has left should this process be killed, they leave by way of
+`Books`, which keeps them in a file of its own: sendfile() moves that file's position as it sends.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Protocol
+
+from .ancillary import send_all, send_rest
+from .protocol import Buffer
+
+#: bytes of replies that wait for others, at most
+_MOST = 4096
+#: bytes that are asked for in the books at a time, at least
+_ROOM = 1 << 16
+
+
+class Books(Protocol):
+    """Where it is written down what became of the messages in a socket's queue.
+
+    *handled* are bytes from the head of the queue. They count from when it was last `consumed`.
+    """
+
+    def begin(self, handled: int) -> None:
+        """The message behind these is about to have its effect."""
+
+    def place(self, reply: Buffer, handled: int) -> None:
+        """They are done with, once *reply* has left; there `has_room` for it."""
+
+    def skip(self, handled: int) -> None:
+        """They are done with; no reply waits for that."""
+
+    def consumed(self) -> None:
+        """What was done with has left the queue."""
+
+    def has_room(self, size: int) -> bool:
+        """Whether replies of *size* bytes can be placed, now that none waits; or are too many."""
+
+    def send(self, sock: int, size: int) -> None:
+        """Send the next *size* bytes of replies.
+
+        :raise OSError: as send(2)
+        """
+
+
+class Outbox:
+    """Replies of which nobody keeps books. All that sends here raises OSError as send(2) does."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        #: bytes that wait for others
+        self.waiting = 0
+        self._replies = bytearray()
+
+    def put(self, reply: Buffer, _handled: int, hold: bool) -> None:
+        """Send it, or *hold* it until others are ready: not too many.
+
+        :param handled: what is done with then, as in `Books`
+        """
+        if hold or self.waiting:
+            self._replies += reply
+            self.waiting += len(reply)
+            if not hold or self.waiting >= _MOST:
+                self.flush()
+        else:
+            send_rest(self._socket, reply, self._socket.send(reply))
+
+    def put_files(self, reply: Buffer, fds: Sequence[int], _handled: int) -> None:
+        """Send it by itself, for descriptors belong to what a segment begins with."""
+        self.flush()
+        send_all(self._socket, reply, fds)
+
+    def flush(self) -> None:
+        """Send those that wait."""
+        if self.waiting:
+            self.waiting, replies, self._replies = 0, self._replies, bytearray()
+            send_rest(self._socket, replies, 0)
+
+
+class BookedOutbox(Outbox):
+    """Replies that leave by way of *books*."""
+
+    def __init__(self, sock: socket.socket, books: Books) -> None:
+        super().__init__(sock)
+        self._books = books
+        self._room = 0  # bytes that can be placed
+
+    def put(self, reply: Buffer, handled: int, hold: bool) -> None:
+        size = len(reply)
+        if size > self._room:
+            self.flush()
+            self._room = max(size, _ROOM)
+            if not self._books.has_room(self._room):
+                self._room = 0
+                self.put_files(reply, (), handled)
+                return
+        self._room -= size
+        self._books.place(reply, handled)
+        self.waiting += size
+        if not hold or self.waiting >= _MOST:
+            self.flush()
+
+    def put_files(self, reply: Buffer, fds: Sequence[int], handled: int) -> None:
+        super().put_files(reply, fds, handled)
+        self._books.skip(handled)
+
+    def flush(self) -> None:
+        waiting = self.waiting
+        if waiting:
+            self.waiting = 0
+            self._books.send(self._socket.fileno(), waiting)
