@@ -22,6 +22,7 @@ from .commands import (
     qemu_args,
     serve,
     status,
+    supervise,
     trace,
     unbind,
 )
@@ -54,7 +55,10 @@ Without any hardware:
 """
 
 #: in the order of --help
-COMMANDS = (serve, doctor, list_, bind, unbind, status, control, trace, qemu_args, libvirt_xml)
+COMMANDS = (
+    *(serve, supervise, doctor, list_, bind, unbind),
+    *(status, control, trace, qemu_args, libvirt_xml),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import argparse
-from argparse import ONE_OR_MORE, OPTIONAL, SUPPRESS, ZERO_OR_MORE, Action
+from argparse import ONE_OR_MORE, OPTIONAL, REMAINDER, SUPPRESS, ZERO_OR_MORE, Action
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -48,7 +48,12 @@ class Argument:
     @property
     def is_many(self) -> bool:
         """More than one value may follow."""
-        return self.action.nargs in (ZERO_OR_MORE, ONE_OR_MORE)
+        return self.action.nargs in (ZERO_OR_MORE, ONE_OR_MORE) or self.is_rest
+
+    @property
+    def is_rest(self) -> bool:
+        """All that follows, for the command that stands before it."""
+        return self.action.nargs == REMAINDER
 
     @property
     def is_repeated(self) -> bool:

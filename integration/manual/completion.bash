@@ -12,6 +12,8 @@ _vfio_user_bridge() {
             option= # this is its value
         elif [[ $word == -* ]]; then
             _vfio_user_bridge_place "$command$word" && option=$word
+        elif [[ $command$word == "supervise serve" ]]; then
+            command="serve " # what follows is for that
         elif ((position == 1)) && _vfio_user_bridge_place "$command$word -"; then
             command+="$word "
         else

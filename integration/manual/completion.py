@@ -114,6 +114,8 @@ def _name(command: Command, program: Command) -> str:
 
 def _argument(command: Command, argument: Argument) -> str:
     """A specification as _arguments takes it."""
+    if argument.is_rest:
+        return "'*:: :_vfio-user-bridge-serve'"
     if argument.choices:
         completer = f"({' '.join(argument.choices)})"
     else:

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A process started as a service manager starts one: with descriptors from 3 on (sd_listen_fds(3)).
+
+LISTEN_PID is the child's own number, which only the child knows before its program runs; so it
+forks, which only a process of one thread can do safely, and `subprocess` is of no use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import resource
+import signal
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import NoReturn
+
+from .fdstore import NAMELESS
+
+LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START
+#: what a shell gives for a program that can't be run
+CANNOT_RUN = 126
+
+Limits = tuple[int, int]
+
+
+def raise_descriptor_limit() -> Limits:
+    """As many descriptors as this process may have; gives the limits of before."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
+    return before
+
+
+def passed(environment: MutableMapping[str, str]) -> list[tuple[str, int]]:
+    """The descriptors that were passed to this process itself, with names."""
+    names = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+    pid, count, called = (environment.pop(name, "") for name in names)
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return []
+    fds = range(LISTEN_FDS_START, LISTEN_FDS_START + int(count))
+    return [
+        (name or NAMELESS, fd)
+        for name, fd in itertools.zip_longest(called.split(":")[: len(fds)], fds)
+    ]
+
+
+def start(
+    command: list[str],
+    descriptors: Sequence[tuple[str, int]],
+    environment: Mapping[str, str],
+    limits: Limits,
+) -> int:
+    """Run *command*, and give its process.
+
+    :param descriptors: what is passed to it, with names
+    :param environment: its own, to which LISTEN_* and WATCHDOG_PID are added
+    :param limits: of its descriptors
+    :raise OSError: no process can be had
+    """
+    # A signal must not meet this program's handlers in the child.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid = os.fork()
+        if not pid:
+            _run(command, descriptors, dict(environment), limits, before)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pid
+
+
+def _run(
+    command: list[str],
+    descriptors: Sequence[tuple[str, int]],
+    environment: dict[str, str],
+    limits: Limits,
+    mask: set[signal.Signals | int],
+) -> NoReturn:
+    try:
+        for number in signal.valid_signals():
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        me, count = str(os.getpid()), len(descriptors)
+        environment["WATCHDOG_PID"] = me
+        if count:
+            names = ":".join(name for name, _ in descriptors)
+            environment |= {"LISTEN_PID": me, "LISTEN_FDS": str(count), "LISTEN_FDNAMES": names}
+        # First out of the way of each other, then where they belong.
+        free = LISTEN_FDS_START + count
+        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, free) for _, fd in descriptors]
+        for place, fd in enumerate(moved, LISTEN_FDS_START):
+            os.dup2(fd, place)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        os.execve(command[0], command, environment)  # nosec B606
+    except OSError as error:
+        os.write(2, f"can't run {command[0]}: {error.strerror}\n".encode())
+    finally:
+        os._exit(CANNOT_RUN)
