@@ -58,8 +58,9 @@ def test_schema(checker: tuple[str, ...], name: str) -> None:
     ids=["compose", "kubernetes"],
 )
 def test_serve(words: list[str]) -> None:
-    command, device, *options = words
-    assert command == "serve"
+    *commands, device = words[:3]
+    options = words[3:]
+    assert commands == ["supervise", "serve"]
     assert device.startswith("$")
     assert {option.partition("=")[0] for option in options} <= command_line.options("serve")
     assert f"--socket-path={SOCKET}" in options

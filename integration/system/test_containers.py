@@ -142,6 +142,11 @@ def events() -> list[str]:
     return re.findall("ready on|serving|client gone|stopping: SIGTERM", log())
 
 
+def started() -> list[str]:
+    """The bridges that there were, by their numbers in the container."""
+    return re.findall(r"supervise: started pid (\d+)", log())
+
+
 def main_process(container: str) -> int:
     return int(state(container, "Pid"))
 
@@ -152,14 +157,29 @@ def test_page(environment: dict[str, str]) -> None:
     page.run("containers.md", here)
 
 
-def test_a_guest_and_the_next_client(environment: dict[str, str]) -> None:
-    known = os.urandom(SIZE)
-    disk(NVME).write_bytes(known)
+def start_bridge(environment: dict[str, str]) -> None:
     subprocess.run(("vfio-user-bridge", "bind", NVME), check=True)
     os.chown(Path("/dev/vfio", environment["GROUP"]), USERS[BRIDGE], USERS[BRIDGE])
     compose("up", "--no-start")
     podman("start", BRIDGE)
     podman("wait", "--condition=healthy", BRIDGE)
+
+
+def test_a_killed_bridge_is_started_again(environment: dict[str, str]) -> None:
+    start_bridge(environment)
+    podman("exec", BRIDGE, "sh", "-c", f"kill -KILL {started()[-1]}")
+    until(lambda: len(started()) == 2 and log().count("ready on") == 2, log)
+    assert "was killed by SIGKILL; starting it again in 0 s" in log()
+    command = ("python3", "-m", "vfio_user_bridge", "status", "--control=/run/bridge/control.sock")
+    assert f"pid {started()[-1]}" in podman("exec", BRIDGE, *command)
+    podman("stop", BRIDGE)
+    assert state(BRIDGE, "ExitCode") == "0"
+
+
+def test_a_guest_and_the_next_client(environment: dict[str, str]) -> None:
+    known = os.urandom(SIZE)
+    disk(NVME).write_bytes(known)
+    start_bridge(environment)
     with Console() as console:
         assert console.until("found") == f"{hashlib.sha256(known).hexdigest()} -"
         made = console.until("made")
