@@ -17,7 +17,7 @@ from . import client as c
 from .conversation import PATIENCE, conversation
 from .descriptors import eventfds, inodes, memory_files, open_descriptors
 from .fake_device import FakeDevice
-from .wire import dma_map, message, region, set_irqs, u16, u32, u64
+from .wire import dma_map, dma_unmap, message, region, set_irqs, u16, u32, u64
 
 PAGE = 4096
 CONFIG = 7
@@ -313,6 +313,7 @@ def test_descriptors_that_no_request_takes_are_closed() -> None:
         assert talk.client.refused(c.SET_IRQS, set_irqs(0x24, 1, 0, 1), events) == errno.EINVAL
         assert talk.client.ask(c.DMA_MAP, dma_map(0, PAGE), files[:1]) == b""
         assert talk.client.ask(c.SET_IRQS, set_irqs(0x24, 1, 0, 2), events) == b""
+        assert talk.client.ask(c.DMA_UNMAP, dma_unmap(0, PAGE))
         assert talk.client.ask(c.RESET) == b""  # the last message's are closed by now
         assert open_descriptors() == before
         assert talk.device.asked("set_irqs")[0][2] == inodes(events)

@@ -2,16 +2,18 @@
 """What systemd passes at start (sd_listen_fds(3)): sockets it listens on, files it opened or kept.
 
 They are told apart by their kind, not by FileDescriptorName=: what isn't a socket must be an IOMMU
-group's node, from OpenFile= or from the file descriptor store.
+group's node, from OpenFile=. Only what a predecessor stored goes by the name that it gave it.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from .errors import BridgeError
+from .handover.names import PREFIX
 
 #: systemd's first descriptor (SD_LISTEN_FDS_START)
 _LISTEN_FDS_START = 3
@@ -23,6 +25,8 @@ class Passed:
 
     sockets: tuple[int, ...] = ()
     files: tuple[int, ...] = ()
+    #: from the file descriptor store, by name
+    kept: Mapping[str, int] = field(default_factory=dict)
 
 
 def passed() -> Passed:
@@ -30,7 +34,7 @@ def passed() -> Passed:
 
     :raise BridgeError: the environment and the descriptors contradict each other
     """
-    process, count, _names = (
+    process, count, names = (
         os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
     )
     if process != str(os.getpid()):
@@ -38,8 +42,13 @@ def passed() -> Passed:
     if not count.isdecimal():
         raise BridgeError(f"LISTEN_FDS={count} is no number: it is systemd's to set; unset it")
     fds = range(_LISTEN_FDS_START, _LISTEN_FDS_START + int(count))
-    sockets = tuple(fd for fd in fds if _is_socket(fd))
-    return Passed(sockets, tuple(fd for fd in fds if fd not in sockets))
+    # From the end: those of socket units come first, and are named after the unit, which may have
+    # colons. So has the list, between names.
+    named = zip(reversed(fds), reversed(names.split(":")), strict=False)
+    kept = {name.removeprefix(PREFIX): fd for fd, name in named if name.startswith(PREFIX)}
+    sockets = tuple(fd for fd in fds if _is_socket(fd) and fd not in kept.values())
+    files = tuple(fd for fd in fds if fd not in sockets and fd not in kept.values())
+    return Passed(sockets, files, kept)
 
 
 def _is_socket(fd: int) -> bool:

@@ -25,6 +25,7 @@ from .commands import (
     supervise,
     trace,
     unbind,
+    upgrade,
 )
 from .commands import list as list_
 from .errors import BridgeError, UsageError
@@ -57,7 +58,7 @@ Without any hardware:
 #: in the order of --help
 COMMANDS = (
     *(serve, supervise, doctor, list_, bind, unbind),
-    *(status, control, trace, qemu_args, libvirt_xml),
+    *(status, control, upgrade, trace, qemu_args, libvirt_xml),
 )
 
 

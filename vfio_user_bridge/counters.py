@@ -16,7 +16,11 @@ from dataclasses import dataclass
 _STEPS = 8  # buckets to a power of two
 #: the shortest time that is told from shorter ones, in ns
 SHORTEST = 16
-_BUCKETS = (64 + 1) * _STEPS
+#: in a row
+BUCKETS = (64 + 1) * _STEPS
+
+#: by command: how many messages took as long as `bucket` says
+Rows = dict[int, list[int] | memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +34,9 @@ class Trouble:
 class Counters:
     """What came of messages."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Rows | None = None) -> None:
         #: by command: how many took as long as `bucket` says
-        self.rows: defaultdict[int, list[int]] = defaultdict(_row)
+        self.rows = no_rows() if rows is None else rows
         self.refused = 0
         self.trouble: Trouble | None = None
 
@@ -45,21 +49,23 @@ class Counters:
 
     def messages(self) -> dict[int, int]:
         """How many there were, by command; most first."""
-        counts = {command: sum(row) for command, row in list(self.rows.items())}
+        counts = {c: count for c, row in list(self.rows.items()) if (count := sum(row))}
         return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
     def __add__(self, later: Counters) -> Counters:
         both = Counters()
         for one in (self, later):
             for command, row in list(one.rows.items()):
-                both.rows[command] = [a + b for a, b in zip(both.rows[command], row, strict=True)]
+                if any(row):
+                    sums = (a + b for a, b in zip(both.rows[command], row, strict=True))
+                    both.rows[command] = list(sums)
         both.refused = self.refused + later.refused
         both.trouble = later.trouble or self.trouble
         return both
 
 
-def _row() -> list[int]:
-    return [0] * _BUCKETS
+def no_rows() -> Rows:
+    return defaultdict(lambda: [0] * BUCKETS)
 
 
 def bucket(duration: int) -> int:

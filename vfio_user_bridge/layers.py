@@ -34,8 +34,12 @@ class Layers:
             self._rules = read(options.policy)
             check_served(self._rules, names)
 
-    def around(self, device: Device) -> tuple[Device, RecordedDevice | None]:
+    def around(
+        self, device: Device, *, again: bool = False
+    ) -> tuple[Device, RecordedDevice | None]:
         """What is served in place of *device*; and that again, if it can be recorded.
+
+        :param again: a predecessor has begun the recording, which goes on or is over
 
         :raise UsageError: it hasn't what a rule is about
         :raise BridgeError: the file to record into can't be had
@@ -49,7 +53,7 @@ class Layers:
         from .recording import RecordedDevice, new_file
 
         recorded = RecordedDevice(device)
-        if self._path:
+        if self._path and not again:
             path = self._path / f"{device.name}.trace" if self._several else self._path
             recorded.start(new_file(path), self._limit)
         return recorded, recorded

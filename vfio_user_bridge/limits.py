@@ -39,6 +39,7 @@ class Limits:
     # QEMU refuses a server that takes more than 16 (VFIO_USER_MAX_MAX_FDS).
     fds: int = _limit(16, 1, 253, "file descriptors that come with a message")
     maps: int = _limit(65535, 1, 1 << 24, "DMA maps")
+    files: int = _limit(1024, 1, 1 << 20, "files that its DMA maps lie in")
     mapped: int = field(
         default_factory=_twice_the_memory,
         metadata={

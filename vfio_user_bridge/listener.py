@@ -35,6 +35,14 @@ class Listener:
             return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         return os.fsencode(address).decode(errors="replace")
 
+    def owned(self) -> Listener:
+        """This one, whose file is ours to remove from now on, if it has one."""
+        path = Path(self.address)
+        try:
+            return Listener(self.socket, path, path.stat().st_ino)
+        except OSError:
+            return self  # in the abstract namespace, or on a TCP port
+
     def close(self) -> None:
         """Stop listening. A file that another server has put in place of ours stays."""
         self.socket.close()

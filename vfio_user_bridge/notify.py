@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the service manager is told (sd_notify(3)): ready, status, alive, stopping.
+"""What the service manager is told (sd_notify(3)): ready, status, alive, stopping; what it keeps.
 
 Nothing depends on it: without a manager, or with one that is deaf, the server serves all the same.
 """
@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
+
+from .ancillary import send_to
 
 log = logging.getLogger(__name__)
+
+_PATIENCE = 5.0  # seconds, for its answer
 
 
 class Manager:
@@ -22,9 +27,11 @@ class Manager:
     """
 
     def __init__(self, environment: MutableMapping[str, str]) -> None:
-        self._address, process, period = (
-            environment.pop(name, "") for name in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
-        )
+        names = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "FDSTORE")
+        self._address, process, self._period, most = (environment.pop(name, "") for name in names)
+        period = self._period
+        #: how many descriptors it keeps for us (FileDescriptorStoreMax=)
+        self.keeps = int(most) if most.isdecimal() and self._address else 0
         self._status = ""
         self._deaf = False  # it couldn't be told, last time
         ours = process in ("", str(os.getpid()))
@@ -55,7 +62,48 @@ class Manager:
     def stopping(self) -> None:
         self._send("STOPPING=1")
 
-    def _send(self, *variables: str) -> None:
+    def keep(self, name: str, fd: int) -> None:
+        """Keep the descriptor, whatever becomes of its peer, and pass it to our successor."""
+        self._send("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fds=(fd,))
+
+    def release(self, name: str) -> None:
+        """Close what it keeps by that name."""
+        self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
+
+    def settle(self) -> None:
+        """Wait until it has heard all that it was told so far (sd_notify_barrier(3))."""
+        if not self._address:
+            return
+        try:
+            heard, ours = os.pipe2(os.O_CLOEXEC)
+        except OSError as error:
+            log.warning("can't wait for the service manager: %s", error.strerror)
+            return
+        with os.fdopen(heard, "rb"):
+            try:
+                self._send("BARRIER=1", fds=(ours,))
+            finally:
+                os.close(ours)
+            poll = select.poll()
+            poll.register(heard, 0)  # it closes the other end
+            if not poll.poll(_PATIENCE * 1000):
+                log.warning("the service manager doesn't answer: going on without it")
+
+    def succeeded_by(self, process: int) -> None:
+        """The service is *process* from now on."""
+        self._send(f"MAINPID={process}")
+
+    def environment(self) -> dict[str, str]:
+        """What a successor must find in its environment to be told all this in our place."""
+        if not self._address:
+            return {}
+        return {
+            "NOTIFY_SOCKET": self._address,
+            "WATCHDOG_USEC": self._period if self._interval else "",
+            "FDSTORE": str(self.keeps),
+        }
+
+    def _send(self, *variables: str, fds: Sequence[int] = ()) -> None:
         if not self._address:
             return
         address = self._address.encode()
@@ -63,7 +111,7 @@ class Manager:
             address = b"\0" + address[1:]
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.sendto("\n".join(variables).encode(), address)
+                send_to(sock, address, "\n".join(variables).encode(), fds)
             self._deaf = False
         except OSError as error:
             if not self._deaf:

@@ -12,6 +12,7 @@ from .errors import UsageError
 from .limits import Limits
 
 if TYPE_CHECKING:
+    from .handover.inherited import Left
     from .iommu import Iommu
 
 MODEL = "model:"
@@ -55,7 +56,11 @@ class Devices:
             self._iommu = Iommu(limits, by_group(groups))
             undo.callback(self._iommu.close)
 
-    def open(self, text: str, name: str) -> Device:
+    def open(self, text: str, name: str, left: Left | None = None) -> Device:
+        """The device *text* of the command line; as a predecessor *left* it, if one did.
+
+        :raise BridgeError: it can't be had, and why
+        """
         if text.startswith(MODEL):
             from .models import create
 
@@ -65,7 +70,9 @@ class Devices:
 
         if self._iommu is None:
             self._iommu = Iommu(self._limits)
-        return HostDevice(name, self._iommu, bar_mmap=self._bar_mmap)
+        saved = left.document["device"] if left else None
+        take = left.take if left else None
+        return HostDevice(name, self._iommu, bar_mmap=self._bar_mmap, saved=saved, take=take)
 
     def check_groups(self) -> None:
         """:raise UsageError: a group was passed in, and none of the devices opened is in it"""

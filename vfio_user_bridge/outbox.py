@@ -26,6 +26,9 @@ class Books(Protocol):
     *handled* are bytes from the head of the queue. They count from when it was last `consumed`.
     """
 
+    def take(self) -> None:
+        """The next message leaves the queue before it is answered."""
+
     def begin(self, handled: int) -> None:
         """The message behind these is about to have its effect."""
 
@@ -40,6 +43,9 @@ class Books(Protocol):
 
     def has_room(self, size: int) -> bool:
         """Whether replies of *size* bytes can be placed, now that none waits; or are too many."""
+
+    def unsent(self) -> int:
+        """How many bytes of replies wait to be sent."""
 
     def send(self, sock: int, size: int) -> None:
         """Send the next *size* bytes of replies.

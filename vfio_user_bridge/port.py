@@ -22,6 +22,7 @@ from .status import DeviceStatus, RuleStatus, client_status, known
 from .transport import Connection
 
 if TYPE_CHECKING:
+    from .handover.ledger import Ledger
     from .recording import RecordedDevice
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 _PATIENCE = 3.0
 #: how long a look at it waits for the same, in seconds
 _GLANCE = 0.1
+_MOMENT = 0.001  # seconds, between two tries
 
 
 class Port:
@@ -42,6 +44,8 @@ class Port:
         self, device: Device, listener: Listener, recorded: RecordedDevice | None = None
     ) -> None:
         self.device = device
+        #: where a successor finds all this, should we be killed
+        self.ledger: Ledger | None = None
         self._recorded = recorded
         self.listener = listener
         self._address = listener.address
@@ -56,29 +60,52 @@ class Port:
         self.over = threading.Event()  # the latest conversation is
         self.over.set()
         self.door_shut = False
+        self.has_client = False  # and the device isn't being put back
         self.draining = False  # no client is let in
         self._closed = False  # the device is
         #: when the client must let go, since the host wants the device back (time.monotonic)
         self.deadline: float | None = None
-        self._since = 0.0  # the client came
-        self._clients = 0
-        self._past = Counters()  # of clients before the latest
+        self.since = 0.0  # the client came (time.time)
+        self.clients = 0  # so far
+        self.past = Counters()  # of clients before the latest
         self._books = threading.Lock()
 
     @property
     def busy(self) -> bool:
         return not self.over.is_set()
 
+    @property
+    def totals(self) -> Counters:
+        """Of all clients so far."""
+        return self.past + self.session.counters if self.session else self.past
+
     def admit(self, client: Connection, who: Peer, session: Session) -> None:
         """This is the client from now on; the device's thread holds the conversation."""
         with self._books:
             if self.session:
-                self._past += self.session.counters
+                self.past += self.session.counters
+            self.clients += 1
+            self.since = time.time()
+        self.go_on(client, who, session)
+
+    def go_on(self, client: Connection, who: Peer, session: Session) -> None:
+        """With a client that a predecessor admitted."""
+        with self._books:
             self.client, self.peer, self.session = client, who, session
-            self._since = time.time()
-            self._clients += 1
+        self.has_client = True
         self.over.clear()
+        if self.ledger:
+            self.ledger.write()
         self.sessions.put(session)
+
+    def client_gone(self) -> None:
+        """All that is left to do is to put the device back: its thread says so."""
+        self.has_client = False
+        with self._books:
+            if self.session:  # what it counted in will be another's
+                self.session.counters += Counters()
+        if self.ledger:
+            self.ledger.client_gone()
 
     def status(self) -> DeviceStatus:
         """As it is between two messages, unless the device is at work for long.
@@ -94,9 +121,9 @@ class Port:
 
     def _status(self) -> DeviceStatus:
         with self._books:
-            client, who, session, since = self.client, self.peer, self.session, self._since
+            client, who, session, since = self.client, self.peer, self.session, self.since
             counters = session.counters if session else Counters()
-            totals, clients = self._past + counters, self._clients
+            totals, clients = self.past + counters, self.clients
         state = "no client"
         there = None
         if self.busy and client and who and session:
@@ -127,6 +154,8 @@ class Port:
         """Close the device, once nobody has it at work; its thread has ended."""
         with self.turn:
             self._closed = True
+            if self.ledger:
+                self.ledger.close()
             self.device.close()
 
     # ---- What the operator asks for -----------------------------------------------------------
@@ -160,6 +189,28 @@ class Port:
             yield
         finally:
             self.turn.release()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Meanwhile nothing that a client sent or is to get is in this process alone.
+
+        :raise BridgeError: that isn't so within the operator's patience
+        """
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            with self.stopped(), self._settled() as settled:
+                if settled:
+                    yield
+                    return
+            if time.monotonic() > deadline:
+                raise BridgeError(
+                    f"the client of {self.device.name} is in the midst of a message, or doesn't"
+                    " take its replies: try again"
+                )
+            time.sleep(_MOMENT)
+
+    def _settled(self) -> contextlib.AbstractContextManager[bool]:
+        return self.client.settled() if self.busy and self.client else contextlib.nullcontext(True)
 
     def disconnect(self) -> None:
         """Put the client out.
@@ -198,3 +249,6 @@ class Port:
         if on != self.draining:
             self.draining = on
             log.warning("%s: clients are %s", self.device.name, "refused" if on else "let in again")
+            with contextlib.suppress(BridgeError), self.stopped():
+                if self.ledger:
+                    self.ledger.write()

@@ -14,10 +14,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from . import dma
-from .counters import Counters
-from .device import Device, PciIrq, RegionFlags
+from .counters import Counters, Rows
+from .device import Device, PciIrq, PciRegion, RegionFlags
+from .files import Files
 from .messages import (
     DMA_UNMAP_FLAG_ALL,
     IRQ_SET_EVENTFDS,
@@ -46,7 +48,36 @@ RAM_SIZE = 1 << 20
 _DATA = IrqSetFlags.DATA_NONE | IrqSetFlags.DATA_BOOL | IrqSetFlags.DATA_EVENTFD
 _ACTION = IrqSetFlags.ACTION_MASK | IrqSetFlags.ACTION_UNMASK | IrqSetFlags.ACTION_TRIGGER
 
+#: what of commands that come after VERSION may be done once more
+_REPEATABLE = frozenset(
+    (
+        *(Command.DMA_MAP, Command.DMA_UNMAP, Command.DEVICE_GET_INFO),
+        *(Command.DEVICE_GET_REGION_INFO, Command.DEVICE_GET_REGION_IO_FDS),
+        *(Command.DEVICE_GET_IRQ_INFO, Command.DEVICE_SET_IRQS, Command.DEVICE_RESET),
+    )
+)
+
 Handler = Callable[[Message], bytes]
+
+
+class Ledger(Protocol):
+    """Where a successor finds all this."""
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a predecessor was killed over the message that comes next."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether a predecessor was killed over a message that is gone with it."""
+
+    def again(self) -> int:
+        """That is tried once more: how often it was before."""
+
+    def rows(self) -> Rows: ...
+    def write(self) -> None: ...
+    def add_map(self, entry: DmaMap, file: int) -> None: ...
+    def remove_map(self, entry: DmaMap) -> None: ...
 
 
 @dataclass(slots=True)
@@ -61,9 +92,42 @@ class State:
     #: by interrupt type: bit n is set while vector n has an eventfd
     vectors: dict[int, int] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
+    files: Files = field(default_factory=Files)
+    #: by IOVA: which of them a map lies in, for those that have one
+    file_of: dict[int, int] = field(default_factory=dict)
+    #: where it is written down as it changes, should we be killed
+    ledger: Ledger | None = None
+    #: something has, but for maps
+    changed: bool = False
+
+    def add_map(self, entry: DmaMap, file: int) -> None:
+        """*entry* is made, and lies in this one of `files`."""
+        self.maps.add(entry)
+        if file:
+            self.file_of[entry.address] = file
+            self.shared_memory = True
+        if self.ledger:
+            if self.files.changed:
+                self.write_down()
+            self.ledger.add_map(entry, file)
+
+    def remove_map(self, entry: DmaMap) -> None:
+        """*entry* is undone."""
+        self.maps.remove(entry)
+        if self.ledger:
+            self.ledger.remove_map(entry)
+        self.files.drop(self.file_of.pop(entry.address, 0))
+
+    def write_down(self) -> None:
+        """All but the maps, which are written down as they are made."""
+        if self.ledger:
+            self.ledger.write()
+        self.changed = self.files.changed = False
 
     def note_irqs(self, request: IrqSet, eventfds: int) -> None:
         """*request* was granted, and so many eventfds came with it."""
+        if request.flags & IrqSetFlags.DATA_EVENTFD or not request.count:
+            self.changed = True
         if request.flags == IRQ_SET_EVENTFDS:
             bits = (1 << request.count) - 1 << request.start
             before = self.vectors.get(request.index, 0)
@@ -101,6 +165,31 @@ class Requests:
             Command.MIG_DATA_READ: self._mig_data_read,
             Command.MIG_DATA_WRITE: self._mig_data_write,
         }
+
+    def repeatable(self, message: Message) -> bool:
+        """Whether *message* may be done once more, when nobody knows how far it got.
+
+        What asks may; what sets something to a value, and takes nothing away by being read, too: so
+        it is in config space. A register of the device's own may do something at each access.
+        """
+        if message.command in (Command.REGION_READ, Command.REGION_WRITE):
+            _offset, region, _count = fields(REGION_ACCESS, message.payload)
+            return region in (PciRegion.CONFIG, PciRegion.ROM)
+        if message.command == Command.DEVICE_FEATURE:
+            return not DeviceFeature.unpack(message.payload).flags & FeatureFlags.SET
+        return message.command in _REPEATABLE
+
+    def again(self, message: Message) -> bytes:
+        """Do *message*, of which a predecessor may have done some or all: as its handler."""
+        if message.command == Command.DMA_MAP:
+            request = DmaMap.unpack(message.payload)
+            for entry in self._state.maps.overlapping(request.address, request.size):
+                if entry == request:
+                    self._device.dma_unmap(entry)
+                    self._state.remove_map(entry)
+        if message.command not in self.handlers:
+            raise refuse(errno.EINVAL, "there is no such command")
+        return self.handlers[message.command](message)
 
     def _version_again(self, _message: Message) -> bytes:
         raise refuse(errno.EINVAL, "VERSION comes once")
@@ -158,11 +247,14 @@ class Requests:
         if len(state.maps) >= state.capabilities.max_dma_maps:
             raise refuse(errno.ENOSPC, f"{len(state.maps)} maps are all there can be")
         fd = message.fds[0] if message.fds else None
-        self._device.dma_map(request, fd)
-        state.maps.add(request)
-        if fd is not None:
-            state.shared_memory = True
-        elif request.writable and request.size >= RAM_SIZE:
+        file = state.files.add(fd)
+        try:
+            self._device.dma_map(request, fd)
+        except BaseException:
+            state.files.drop(file)
+            raise
+        state.add_map(request, file)
+        if fd is None and request.writable and request.size >= RAM_SIZE:
             self._suspect_private_ram()
         return b""
 
@@ -194,7 +286,7 @@ class Requests:
             gone = maps.within(request.address, request.size)
         for entry in gone:
             self._device.dma_unmap(entry)
-            maps.remove(entry)
+            self._state.remove_map(entry)
         return request.pack()
 
     # ---- Device, regions, interrupts --------------------------------------------------------
@@ -279,6 +371,7 @@ class Requests:
         if unknown or not (get or set_ or probe) or (get and set_ and not probe):
             raise refuse(errno.EINVAL, f"feature flags {request.flags:#x}")
         data = self._device.feature(request)
+        self._state.changed |= set_
         if probe or set_:
             return bytes(message.payload)
         reply = replace(request, argsz=DeviceFeature.FORMAT.size + len(data), data=data).pack()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 from argparse import Namespace
@@ -18,12 +19,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .activation import passed
+from .activation import Passed, passed
 from .confinement import Confinement, User, confine, find_user
-from .errors import UsageError
+from .errors import BridgeError, UsageError
+from .handover.nobody import VARIABLE, Nobody
 from .layers import Layers
 from .limits import Limits, parse
-from .listener import listen, listen_at
+from .listener import Listener, listen, listen_at
 from .log import set_up as set_up_log
 from .notify import Manager
 from .opening import Devices, device_name
@@ -33,6 +35,7 @@ from .session import Session
 from .sockets import Sockets
 
 if TYPE_CHECKING:
+    from .handover.inherited import Left
     from .management.service import Service
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,8 @@ def serve(options: Namespace) -> None:
     :raise BridgeError: a device or socket can't be had; what was opened is closed again
     """
     set_up_log(options.log_level)
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # a client may have many files
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     limits = parse(options.limit)
     names = [device_name(text) for text in options.devices]
     for name in names:
@@ -69,71 +74,108 @@ def serve(options: Namespace) -> None:
 def _serve(options: Namespace, names: Sequence[str], limits: Limits, layers: Layers) -> None:
     given = passed()  # before there are other descriptors
     user = find_user(options.user) if options.user else None
+    engine = _engine(options.engine)
     with ExitStack() as undo:
+        before = _predecessor(given, undo)
+        manager = Manager(before.environment())
+        # The library keeps its clients' state to itself.
+        store = before.store(manager) if engine is Session else None
         server = Server(
             reset_on_disconnect=options.on_disconnect == "reset",
             allowed=allowed(options.allow_uid, options.allow_gid),
             limits=limits,
             patience=options.poll,
-            session=_engine(options.engine),
-            manager=Manager(os.environ),
+            session=engine,
+            manager=manager,
+            store=store,
         )
         undo.callback(server.close)
-        sockets = Sockets(options, names, given.sockets, undo)
-        listeners = []
+        sockets = Sockets(options, names, given.sockets, undo, before)
         groups = [*options.group_fd, *given.files]
         devices = Devices(limits, groups, undo, bar_mmap=options.bar_mmap == "auto")
-        for text, name in zip(options.devices, names, strict=True):
-            device = devices.open(text, name)
+        texts = dict(zip(names, options.devices, strict=True))
+
+        def offer(name: str, left: Left | None) -> None:
+            device = devices.open(texts[name], name, left)
             try:
-                device, recorded = layers.around(device)
+                device, recorded = layers.around(device, again=before.found)
                 listener = sockets.open(name)
             except BaseException:
                 device.close()
                 raise
-            server.add(device, listener, recorded)
-            listeners.append(listener)
+            server.add(device, listener, recorded, left)
+
+        # Those that go on come first: another may be in the same IOMMU group.
+        resumed = []
+        for name, left in before.left.items():
+            try:
+                offer(name, left)
+                resumed.append(name)
+            except BridgeError as error:
+                if before.runs:
+                    raise
+                log.error("%s: can't go on where its bridge was killed: %s", name, error)
+        before.swept()
+        for name in names:
+            if name not in resumed:
+                offer(name, None)
         devices.check_groups()
-        ready = [
-            f"{name} ready on {listener.address}\n"
-            for name, listener in zip(names, listeners, strict=True)
-        ]
-        for_operators = []
-        for each in _for_operators(options, server, lambda: confinement):
+        listeners = {port.device.name: port.listener for port in server.ports()}
+        ready = [f"{name} ready on {listeners[name].address}\n" for name in names]
+        for_operators = {}
+        for name, each in _for_operators(options, server, lambda: confinement, before.listener):
             undo.callback(each.close)
-            for_operators.append(each)
-            listeners.append(each.listener)
-        confinement = _confine(options, user, [each.path for each in listeners if each.path])
-        for each in for_operators:
+            for_operators[name] = each
+            server.operators[name] = each.listener
+        ours = [*listeners.values(), *server.operators.values()]
+        confinement = _confine(options, user, [each.path for each in ours if each.path])
+        before.is_over()
+        for each in for_operators.values():
             each.start()
 
         def announce() -> None:
-            sys.stdout.write("".join(ready))
-            sys.stdout.flush()
+            if not before.runs:
+                sys.stdout.write("".join(ready))
+                sys.stdout.flush()
             log.info("confined: %s", confinement)
-            for each in for_operators:
+            for each in for_operators.values():
                 log.info("for operators: %s on %s", each.what, each.listener.address)
 
         gc.freeze()  # all this stays: no collection need look at it again
         server.run(announce)
 
 
-def _for_operators(
-    options: Namespace, server: Server, confinement: Callable[[], Confinement]
-) -> Iterator[Service]:
-    """What they look at the server by.
+def _predecessor(given: Passed, undo: ExitStack) -> Nobody:
+    """:raise BridgeError: it runs, and doesn't hand over"""
+    if not given.kept and VARIABLE not in os.environ:
+        return Nobody()
+    from .handover.predecessor import predecessor
 
+    return predecessor(given.kept, undo)
+
+
+def _for_operators(
+    options: Namespace,
+    server: Server,
+    confinement: Callable[[], Confinement],
+    left: Callable[[str], Listener | None],
+) -> Iterator[tuple[str, Service]]:
+    """What they look at the server by, and what it is called.
+
+    :param left: gives the listening socket that a predecessor left for one, if there is any
     :raise BridgeError: a package isn't installed, or a socket can't be made
     """
     if options.control:
         from .management.control import Control
         from .management.methods import methods
 
-        yield Control(listen(options.control, 0o600), *methods(server, confinement))
+        listener = left("control") or listen(options.control, 0o600)
+        yield "control", Control(listener, *methods(server, confinement))
     if options.metrics:
         from .management.metrics import offer
 
-        yield offer(listen_at(options.metrics, 0o600), server.status, options.engine)
+        listener = left("metrics") or listen_at(options.metrics, 0o600)
+        yield "metrics", offer(listener, server.status, options.engine)
 
 
 def _confine(options: Namespace, user: User | None, sockets: Sequence[Path]) -> Confinement:

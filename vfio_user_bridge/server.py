@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from .device import Device
@@ -24,14 +25,18 @@ from .errors import BridgeError
 from .limits import DEFAULTS, Limits
 from .listener import Listener
 from .notify import Manager
-from .peers import Allowed, peer
+from .peers import Allowed, Peer, peer
 from .port import Port
 from .session import Session
 from .status import DeviceStatus
 from .transport import Connection
 
 if TYPE_CHECKING:
+    from .handover.inherited import Left
+    from .handover.store import Store
+    from .handover.upgrade import Predecessor
     from .recording import RecordedDevice
+    from .requests import State
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +49,16 @@ _PAUSE = 0.1
 _GLANCE = 1.0
 
 
+class Succession:
+    """A successor that waits to take over, and what becomes of it."""
+
+    def __init__(self, link: Predecessor, process: int) -> None:
+        self.link = link
+        self.process = process
+        self.over = threading.Event()
+        self.failure: BridgeError | None = None
+
+
 class Server:
     """Serves every device that was added, each on its own socket.
 
@@ -53,6 +68,7 @@ class Server:
     :param patience: how long to look for a client's next message before sleeping, in seconds
     :param session: who converses with clients: our own engine, or another
     :param manager: who is told how the server does
+    :param store: where it keeps what is open, should this process be killed
     """
 
     def __init__(
@@ -64,6 +80,7 @@ class Server:
         patience: float = 0.0,
         session: type[Session] = Session,
         manager: Manager | None = None,
+        store: Store | None = None,
     ) -> None:
         self._reset = reset_on_disconnect
         self._allowed = allowed
@@ -71,6 +88,10 @@ class Server:
         self._looks = patience
         self._session = session
         self._manager = manager or Manager({})
+        self._store = store
+        #: what operators come to, by what it is called
+        self.operators: dict[str, Listener] = {}
+        self._successions: SimpleQueue[Succession] = SimpleQueue()
         self._ports: list[Port] = []
         self._selector = selectors.PollSelector()  # to register with epoll takes memory
         self._bell, self._ringer = socket.socketpair()
@@ -78,13 +99,39 @@ class Server:
         self._stopped_by = 0
 
     def add(
-        self, device: Device, listener: Listener, recorded: RecordedDevice | None = None
+        self,
+        device: Device,
+        listener: Listener,
+        recorded: RecordedDevice | None = None,
+        left: Left | None = None,
     ) -> None:
         """Offer *device* on *listener*; both are the server's to close from now on.
 
         :param recorded: the device, if it can be recorded
+        :param left: what a predecessor left of it; the device has its part of that already
+        :raise BridgeError: that makes no sense
         """
-        self._ports.append(Port(device, listener, recorded))
+        port = Port(device, listener, recorded)
+        self._ports.append(port)
+        try:
+            if self._store:
+                from .handover.ledger import new_ledger
+
+                port.ledger = new_ledger(port, self._store, left.journal if left else None)
+            if left:
+                from .handover.resume import resume
+
+                if left.document["device"]:
+                    device.restore(left.document["device"], left.take)
+
+                if found := resume(port, left):
+                    sock, state = found
+                    port.go_on(*self._meet(port, sock, peer(sock), state))
+        except BaseException:
+            self._ports.remove(port)
+            listener.close()
+            port.close()
+            raise
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT, or until the host has taken the last device back.
@@ -118,6 +165,7 @@ class Server:
                     if port.door_shut and not port.busy:
                         self._open_door(port)
                 self._let_go()
+                self._hand_over()
             if self._stopped_by:
                 log.info("stopping: %s", signal.Signals(self._stopped_by).name)
         finally:
@@ -142,6 +190,45 @@ class Server:
             known = ", ".join(port.device.name for port in ports) or "none, they were given back"
             raise BridgeError(f"no device {name!r} is served here; there are: {known}")
         return chosen
+
+    def replace_by(self, link: Predecessor) -> None:
+        """Hand over to the successor behind *link*, and end. Any thread but the server's may ask.
+
+        :raise BridgeError: that can't be done, and all goes on as before
+        """
+        try:
+            succession = Succession(link, link.greeted())
+            self._successions.put(succession)
+            self._ring()
+            succession.over.wait()
+            if succession.failure:
+                raise succession.failure
+        except BridgeError as error:
+            log.warning("not replaced: %s", error)
+            link.go_on()
+            raise
+
+    def _hand_over(self) -> None:
+        while not self._successions.empty():
+            succession = self._successions.get()
+            try:
+                from .handover.handing import hand_over
+
+                hand_over(
+                    succession.link,
+                    succession.process,
+                    self._ports,
+                    self.operators,
+                    self._manager,
+                    self._store,
+                )
+            except BridgeError as error:
+                succession.failure = error
+            except (OSError, MemoryError) as error:
+                reason = str(error) or "no memory"
+                succession.failure = BridgeError(f"the host fails us: {reason}; try again")
+            finally:
+                succession.over.set()
 
     def _summary(self) -> str:
         """Which devices have a client, for `systemctl status`."""
@@ -239,10 +326,26 @@ class Server:
             log.warning("%s: refused %s: %s", port.device.name, who, refusal)
             sock.close()
             return
+        port.admit(*self._meet(port, sock, who))
+
+    def _meet(
+        self, port: Port, sock: socket.socket, who: Peer, state: State | None = None
+    ) -> tuple[Connection, Peer, Session]:
+        """What it takes to converse with a client; *state* is what it and a predecessor were at."""
         looks = 0.0 if who.shares_one_cpu() else self._looks
-        client = Connection(sock, self._limits, looks)
-        session = self._session(client, port.device, str(who), self._limits, port.turn)
-        port.admit(client, who, session)
+        journal = port.ledger.journal if port.ledger else None
+        client = Connection(sock, self._limits, looks, journal)
+        session = self._session(
+            client,
+            port.device,
+            str(who),
+            self._limits,
+            port.turn,
+            state=state,
+            ledger=port.ledger,
+            gone=port.client_gone,
+        )
+        return client, who, session
 
     def _converse(self, port: Port) -> None:
         """Hold one conversation after another: the device's thread."""
@@ -256,8 +359,11 @@ class Server:
                 )
             finally:
                 port.over.set()
-                with contextlib.suppress(OSError):  # the server is closing, or will glance
-                    self._ringer.send(b"\0")
+                self._ring()
+
+    def _ring(self) -> None:
+        with contextlib.suppress(OSError):  # the server is closing, or will glance
+            self._ringer.send(b"\0")
 
     # ---- When the host wants a device back --------------------------------------------------
 

@@ -7,12 +7,14 @@ import errno
 import logging
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from .counters import SHORTEST, Counters, bucket
 from .device import Device
 from .errors import DeviceError
+from .files import Files
 from .limits import DEFAULTS, Limits
 from .messages import DmaMap
 from .protocol import (
@@ -28,7 +30,7 @@ from .protocol import (
     Version,
     refuse,
 )
-from .requests import Requests, State
+from .requests import Ledger, Requests, State
 from .transport import Connection, Message, PeerGoneError
 
 log = logging.getLogger(__name__)
@@ -42,7 +44,13 @@ class Session:
 
     :param peer: who it is, for the log
     :param turn: held while the device is at work for a client: a device has one thread at a time
+    :param state: where a predecessor left it
+    :param ledger: where its state is written down
+    :param gone: called when the client has gone, before the device is put back
     """
+
+    #: whether a successor can go on with it
+    can_be_resumed = True
 
     def __init__(
         self,
@@ -51,9 +59,15 @@ class Session:
         peer: str,
         limits: Limits = DEFAULTS,
         turn: threading.Lock | None = None,
+        *,
+        state: State | None = None,
+        ledger: Ledger | None = None,
+        gone: Callable[[], None] = lambda: None,
     ) -> None:
-        self.state: State | None = None  # until VERSION
-        self.counters = Counters()
+        self.state = state  # None until VERSION
+        self.counters = state.counters if state else Counters(ledger.rows() if ledger else None)
+        self._ledger = ledger
+        self._gone = gone
         self._turn = turn or threading.Lock()
         self._connection = connection
         self._device = device
@@ -64,11 +78,16 @@ class Session:
         """Serve, then put the device back: with a reset, if *reset*."""
         why = "after an error of the bridge's own"
         try:
-            with self._turn:
-                self._device.prepare()
-            self.state = self._negotiate()
-            log.info("%s: serving %s", self._device.name, self._peer)
-            self._serve(self.state)
+            if self.state is None:
+                with self._turn:
+                    self._device.prepare()
+                state = self._negotiate()
+                log.info("%s: serving %s", self._device.name, self._peer)
+            else:
+                state = self.state
+                log.info("%s: going on with %s", self._device.name, self._peer)
+                self._go_on(state)
+            self._serve(state)
         except PeerGoneError as error:
             why = str(error)
         except ProtocolError as error:
@@ -93,6 +112,8 @@ class Session:
         connection, device, limits = self._connection, self._device, self._limits
         connection.hurry(True)
         message = connection.receive()
+        with self._turn:
+            connection.begin()
         try:
             if message.command != Command.VERSION or message.flags & TYPE_MASK != TYPE_COMMAND:
                 raise refuse(errno.EINVAL, "its first message isn't VERSION")
@@ -112,13 +133,61 @@ class Session:
             max_dma_maps=min(theirs.max_dma_maps, device.max_dma_maps, limits.maps),
             pgsizes=device.pgsizes,
         )
-        self._send(message, Version(MAJOR, min(proposal.minor, MINOR), ours).pack())
-        connection.done()
-        connection.hurry(False)
-        connection.max_size = HEADER.size + PAYLOAD_OVERHEAD + ours.max_data_xfer_size
         # What the client can take is its own word; all else is as we answered.
+        agreed = replace(ours, max_msg_fds=theirs.max_msg_fds)
+        self.state = state = State(
+            agreed, counters=self.counters, files=Files(limits.files), ledger=self._ledger
+        )
+        state.write_down()
+        self._send(message, Version(MAJOR, min(proposal.minor, MINOR), ours).pack())
         self._count(Command.VERSION)
-        return State(replace(ours, max_msg_fds=theirs.max_msg_fds), counters=self.counters)
+        connection.done()
+        self._are_agreed(state)
+        return state
+
+    def _are_agreed(self, state: State) -> None:
+        most = state.capabilities.max_data_xfer_size
+        self._connection.max_size = HEADER.size + PAYLOAD_OVERHEAD + most
+        self._connection.hurry(False)
+
+    def _go_on(self, state: State) -> None:
+        """Where a predecessor was: send what it had yet to send; answer what it had begun."""
+        connection = self._connection
+        self._are_agreed(state)
+        connection.send_placed()
+        if not self._ledger:
+            return
+        if self._ledger.lost:
+            raise ProtocolError("its bridge was killed over a message that is lost with it")
+        if not self._ledger.in_doubt:
+            return
+        message = connection.receive()
+        name, what = self._device.name, command_name(message.command)
+        requests = Requests(self._device, state)
+        try:
+            with self._turn:
+                again = self._ledger.again()
+                connection.begin()
+                try:
+                    if again or not requests.repeatable(message):
+                        log.error(
+                            "%s: its bridge was killed over %s of %s; nobody knows whether that was"
+                            " done: it is answered with an error",
+                            name,
+                            what,
+                            self._peer,
+                        )
+                        raise refuse(errno.EIO, "its bridge was killed over it")
+                    log.warning("%s: its bridge was killed over %s: doing that again", name, what)
+                    reply = requests.again(message)
+                    state.write_down()
+                except OSError as error:
+                    self._refuse(message, error)
+                else:
+                    self._send(message, reply)
+            connection.done()
+        finally:
+            message.close_fds()
 
     def _count(self, command: int) -> None:
         """The message that came last is done with; `_serve` has it in line."""
@@ -131,6 +200,7 @@ class Session:
         receive, send, clock = connection.receive, self._send, time.perf_counter_ns
         begin, done = connection.begin, connection.done
         take_turn, end_turn = turn.acquire, turn.release
+        volatile = self._device.volatile and self._ledger is not None
         handlers, rows = Requests(self._device, state).handlers, self.counters.rows
         while True:
             message = receive()
@@ -140,6 +210,8 @@ class Session:
                 command = message.command
                 handler = handlers.get(command)
                 if handler is None:
+                    with turn:
+                        begin()
                     self._refuse(message, refuse(errno.EINVAL, "there is no such command"))
                     done()
                     continue
@@ -150,6 +222,8 @@ class Session:
                 try:
                     begin()
                     reply = handler(message)
+                    if volatile or state.changed:
+                        state.write_down()
                 except OSError as error:
                     refusal = error
                 finally:
@@ -194,9 +268,12 @@ class Session:
         with ExitStack() as stack:
             stack.callback(self._connection.close)
             if self.state:
+                stack.callback(self.state.files.close)
                 for entry in self.state.maps:
                     stack.callback(self._unmap, entry)
                 stack.callback(self._device.quiesce, reset=reset)
+            # Before all that: a successor would have to begin anew.
+            stack.callback(self._gone)
 
     def _unmap(self, entry: DmaMap) -> None:
         try:

@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from .errors import UsageError
+from .handover.names import plain
+from .handover.nobody import Nobody
 from .listener import Listener, inherited, listen
 
 
@@ -17,16 +19,25 @@ class Sockets:
 
     :param passed: the sockets that systemd passed; they count if no option names another
     :param undo: closes what was passed
+    :param before: who may have left listening sockets
     :raise UsageError: no socket was named, or those passed in don't fit *names*
     """
 
     def __init__(
-        self, options: Namespace, names: Sequence[str], passed: Sequence[int], undo: ExitStack
+        self,
+        options: Namespace,
+        names: Sequence[str],
+        passed: Sequence[int],
+        undo: ExitStack,
+        before: Nobody,
     ) -> None:
+        self._before = before
         self._path: Path | None = options.socket_path
         self._folder: Path | None = options.socket_dir
         self._mode: int = options.socket_mode
-        if options.fd is not None:
+        if before.runs:
+            passed = []  # what it has, we get
+        elif options.fd is not None:
             passed = [options.fd]
         elif self._path or self._folder:
             passed = []
@@ -39,6 +50,8 @@ class Sockets:
         self._given = match_sockets(listeners, names) if listeners else {}
 
     def open(self, name: str) -> Listener:
+        if left := self._before.listener(plain(name)):
+            return left
         if name in self._given:
             return self._given[name]
         path = self._folder / socket_name(name) if self._folder else self._path

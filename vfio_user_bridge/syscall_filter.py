@@ -41,6 +41,8 @@ _CALLS = (
     *("fallocate", "fstatfs", "ftruncate"),
     # memory
     *("brk", "munmap", "mremap", "madvise"),
+    # to hear when the service manager has closed what it kept
+    "pipe2",
     # threads, and the end
     *("set_robust_list", "rseq", "gettid", "getpid", "sched_getaffinity", "getrandom"),
     *("rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sigaltstack", "exit", "exit_group"),

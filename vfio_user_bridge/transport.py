@@ -27,7 +27,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .ancillary import close_all, descriptors, room
@@ -102,6 +102,7 @@ class Connection:
         self.owes = False
         #: the message in hand, or a part of it, is in the socket no more
         self.taken = False
+        self._taking = threading.Lock()  # held to begin to take a message
         self._books = books
         self._outbox = BookedOutbox(sock, books) if books else Outbox(sock)
         self._max_fds = limits.fds
@@ -209,21 +210,34 @@ class Connection:
         """Look again, at the message that begins at *at*, with room for descriptors.
 
         Peeking finds those of the first segment that has any, and ends there. If that is where the
-        message ends, they are its own; if it is behind, only who takes the message knows.
+        message ends, they are its own. If it is behind, a look at all but the message's last byte
+        has none, for a segment that is looked at whole brings those of the next one, too. Whose
+        those are that it has none the less, only who takes the message knows.
         """
         self._next = at
         self.settle()
         self._end = self._read((self._view[:_LOOK],), _PEEK | _DONTWAIT)
         if self._end > size and (self._fds or self._fds_lost):
             close_all(self._fds)
-            self._take(size)
+            if self._books:
+                self._peeked(0)
+            self._read((self._view[: size - 1],), _PEEK | _DONTWAIT)
+            self._end = size
+            if self._fds or self._fds_lost:
+                close_all(self._fds)
+                self._take(size)
+            elif self._books:
+                self._peeked(size)
         self._check_fds()
 
     def _take(self, size: int) -> None:
         """Read until the buffer begins with *size* bytes of a message, but not forever."""
         if not self.taken:
             self.settle()
-            self.taken = True
+            with self._taking:
+                self.taken = True
+                if self._books:
+                    self._books.take()
         if size > len(self._buffer):
             self._grow(size)
         with contextlib.suppress(BlockingIOError):  # the rest is mostly there already
@@ -308,6 +322,8 @@ class Connection:
         """
         self.flush()
         self._consume(self._next)
+        if self.taken and self._books:
+            self._books.consumed()
         self._head = self._at = self._next = self._end = 0
         self.owes = self.taken = False
 
@@ -375,7 +391,26 @@ class Connection:
             except OSError as error:
                 raise _unsendable(error) from None
 
+    def send_placed(self) -> None:
+        """What a predecessor has placed in the books and not sent leaves first.
+
+        :raise PeerGoneError: as `send`
+        """
+        if self._books:
+            try:
+                self._books.send(self.socket.fileno(), self._books.unsent())
+            except OSError as error:
+                raise _unsendable(error) from None
+
     # ---- The end ----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def settled(self) -> Iterator[bool]:
+        """Whether all of it is in the socket; meanwhile nothing is taken from there, while who has
+        the connection waits to `begin`.
+        """
+        with self._taking:
+            yield not (self.owes or self.taken)
 
     def hung_up(self) -> bool:
         """Whether the peer, or we, have hung up; what it sent before may still be unread."""

@@ -23,15 +23,14 @@ import os
 import select
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from vfio_user_bridge import eventfd
 from vfio_user_bridge.ancillary import receive_waiting
-from vfio_user_bridge.device import Device, PciIrq
-from vfio_user_bridge.limits import DEFAULTS, Limits
+from vfio_user_bridge.device import PciIrq
 from vfio_user_bridge.messages import IRQ_SET_EVENTFDS, IRQ_SET_OFF, DmaMap, IrqSet, IrqSetFlags
 from vfio_user_bridge.protocol import (
     DEFAULT_DATA_XFER_SIZE,
@@ -45,7 +44,7 @@ from vfio_user_bridge.protocol import (
 )
 from vfio_user_bridge.requests import Requests, State
 from vfio_user_bridge.session import Session
-from vfio_user_bridge.transport import Connection, Message, PeerGoneError
+from vfio_user_bridge.transport import Message, PeerGoneError
 
 from .context import IRQS, Context
 from .relay import Relay
@@ -63,15 +62,10 @@ _LARGE = 1 << 16
 class LibrarySession(Session):
     """Serves *device* to the client on *connection*, through the library, until it goes."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        device: Device,
-        peer: str,
-        limits: Limits = DEFAULTS,
-        turn: threading.Lock | None = None,
-    ) -> None:
-        super().__init__(connection, device, peer, limits, turn)
+    can_be_resumed = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self._requests: Requests  # once there is a state
         self._context: Context | None = None
         self._relay = Relay(self._trigger)
@@ -104,7 +98,7 @@ class LibrarySession(Session):
         if self._command == Command.DMA_UNMAP and self.state:
             for entry in self.state.maps.overlapping(iova, 1):
                 self._device.dma_unmap(entry)
-                self.state.maps.remove(entry)
+                self.state.remove_map(entry)
 
     def _trigger(self, subindex: int) -> None:
         assert self._context
@@ -253,7 +247,7 @@ class LibrarySession(Session):
         def undo() -> None:
             if not self._accepted:
                 self._device.dma_unmap(request)
-                state.maps.remove(request)
+                state.remove_map(request)
 
         return undo
 

@@ -32,7 +32,7 @@ _REQUEST, _RESPONSE = 0, 1
 _PATIENCE = 5.0  # seconds, for the other end
 _VISIT = 10.0  # seconds that one may stay
 #: seconds that the bridge may take for it: what the kernel waits for a device, and the port's turn
-_SLOW = {"reset": 90.0}
+_SLOW = {"reset": 90.0, "hand-over": 90.0}
 _MAX_REQUEST = 1 << 16  # bytes
 _MAX_RESPONSE = 1 << 24
 _MAX_FILES = 4  # that wait to be taken
@@ -131,10 +131,13 @@ class Control(Service):
                 os.close(fd)
 
 
-def ask(path: Path, method: str, *params: object, files: Sequence[int] = ()) -> Any:
+def ask(
+    path: Path, method: str, *params: object, files: Sequence[int] = (), hand: bool = False
+) -> Any:
     """Call a method of the bridge whose control socket is at *path*; gives its result.
 
     :param files: descriptors that go with it
+    :param hand: close them once they have gone, whatever comes of it
 
     :raise NoAnswerError: it is late
     :raise BridgeError: nobody is there, or it refuses
@@ -145,7 +148,11 @@ def ask(path: Path, method: str, *params: object, files: Sequence[int] = ()) -> 
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(_PATIENCE)
             sock.connect(str(path))
-            send_all(sock, pack.packb([_REQUEST, 0, method, params]), files)
+            try:
+                send_all(sock, pack.packb([_REQUEST, 0, method, params]), files)
+            finally:
+                for fd in files if hand else ():
+                    os.close(fd)
             sock.shutdown(socket.SHUT_WR)
             sock.settimeout(patience)
             answer = pack.Unpacker(sock.makefile("rb"), max_buffer_size=_MAX_RESPONSE).unpack()

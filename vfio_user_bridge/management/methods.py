@@ -9,12 +9,16 @@ where that makes sense.
 from __future__ import annotations
 
 import os
+import socket
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 from vfio_user_bridge import __version__, log
 from vfio_user_bridge.confinement import Confinement
 from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.handover.upgrade import Predecessor
 from vfio_user_bridge.limits import RECORD_LIMIT
 from vfio_user_bridge.port import Port
 from vfio_user_bridge.server import Server
@@ -24,6 +28,8 @@ from .control import Methods
 
 def methods(server: Server, confinement: Callable[[], Confinement]) -> tuple[Methods, Methods]:
     """Those that take values, and those that take a file before them; by name."""
+
+    directory = str(Path.cwd())
 
     def one(device: object) -> Port:
         ports = _ports(device)
@@ -73,6 +79,17 @@ def methods(server: Server, confinement: Callable[[], Confinement]) -> tuple[Met
     def stop_recording(device: str = "") -> None:
         one(device).stop_recording()
 
+    def command_line() -> object:
+        return {
+            "pid": os.getpid(),
+            "version": __version__,
+            "arguments": sys.argv[1:],
+            "directory": directory,
+        }
+
+    def hand_over(file: int) -> None:
+        server.replace_by(Predecessor(socket.socket(fileno=os.dup(file))))
+
     by_name: Methods = {
         "status": status,
         "reset": reset,
@@ -81,5 +98,6 @@ def methods(server: Server, confinement: Callable[[], Confinement]) -> tuple[Met
         "admit": admit,
         "log-level": log_level,
         "stop-recording": stop_recording,
+        "command-line": command_line,
     }
-    return by_name, {"record": record}
+    return by_name, {"record": record, "hand-over": hand_over}

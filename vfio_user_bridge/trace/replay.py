@@ -19,6 +19,7 @@ from pathlib import Path
 
 from vfio_user_bridge.device import Device
 from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.files import Files
 from vfio_user_bridge.messages import REGION_ACCESS, DmaMap, DmaUnmap, IrqSet
 from vfio_user_bridge.protocol import Capabilities, Command, refuse
 from vfio_user_bridge.requests import Requests, State
@@ -67,6 +68,7 @@ class Replay:
         self._state = State(
             Capabilities(max_data_xfer_size=_TRANSFER, max_dma_maps=maps),
             warned_of_private_ram=True,  # that was for another to mend
+            files=Files(0),  # each map has its own
         )
         self._handlers = Requests(self._device, self._state).handlers
         self._files: dict[int, int] = {}  # bytes in maps that have one, by IOVA

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The document that says what a device's client and its bridge are at: MessagePack, with a version.
+
+Open files are in it by name. DMA maps and how often which messages came are in the journal, if
+there is one, and else in the document too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from vfio_user_bridge import __version__, extras
+from vfio_user_bridge.counters import Counters, Rows, Trouble, no_rows
+from vfio_user_bridge.device import Keep, Take
+from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.messages import DmaMap
+from vfio_user_bridge.protocol import Capabilities
+from vfio_user_bridge.requests import State
+
+from .names import plain
+
+if TYPE_CHECKING:
+    from vfio_user_bridge.port import Port
+
+#: of the format; a bridge that finds another refuses it
+VERSION = 1
+
+Document = dict[str, Any]
+
+
+def pack(document: Mapping[str, Any]) -> bytes:
+    data: bytes = _msgpack().packb({"version": VERSION, **document})
+    return data
+
+
+def unpack(data: bytes) -> Document:
+    """:raise BridgeError: it is another version's, or none"""
+    try:
+        document = _msgpack().unpackb(data, strict_map_key=False)
+        version = document["version"]
+    except Exception:
+        raise BridgeError("its document makes no sense") from None
+    if version != VERSION:
+        raise BridgeError(f"its document has version {version}, this bridge knows {VERSION}")
+    return dict(document)
+
+
+def _msgpack() -> Any:
+    return extras.load("msgpack", "replacing a bridge under a running guest")
+
+
+# ---- A device, its client and its bridge --------------------------------------------------------
+
+
+def of_port(port: Port, keep: Keep, *, whole: bool = False) -> Document:
+    """What a successor must know.
+
+    :param whole: whether it takes over now; else it may find a journal, and a device that has no
+        client is opened anew
+    :raise BridgeError: this device can't be handed over
+    """
+    name, session = port.device.name, port.session if port.has_client else None
+    document: Document = {
+        "name": name,
+        "bridge": __version__,
+        "draining": port.draining,
+        "deadline": port.deadline,
+        "clients": port.clients,
+        "since": port.since,
+        "past": of_counters(port.past if session or not port.session else port.totals),
+        "device": port.device.save(keep) if session or whole else None,
+        "client": None,
+        "state": None,
+    }
+    if session:
+        assert port.client
+        if not session.can_be_resumed:
+            raise BridgeError(f"{name}: libvfio-user keeps to itself what its clients are at")
+        client = f"client-{port.clients}-{plain(name)}"
+        document["client"] = keep(client, port.client.socket.fileno())
+        document["state"] = of_state(session.state, keep) if session.state else None
+    if whole:
+        state = session.state if session else None
+        document["maps"] = of_maps(state) if state else []
+        document["rows"] = of_rows(state.counters.rows) if state else {}
+        document["journal"] = port.ledger.handed(keep) if port.ledger else None
+    return document
+
+
+# ---- A client's state --------------------------------------------------------------------------
+
+
+def of_state(state: State, keep: Keep) -> Document:
+    """All of *state* but the maps."""
+    capabilities = asdict(state.capabilities)
+    return {
+        "capabilities": {**capabilities, "named": sorted(capabilities["named"])},
+        "shared_memory": state.shared_memory,
+        "warned_of_private_ram": state.warned_of_private_ram,
+        "vectors": {index: _bits(bits) for index, bits in state.vectors.items()},
+        "since": state.since,
+        "files": [[number, keep(name, fd)] for number, name, fd in state.files.named()],
+        "troubles": _troubles(state.counters),
+    }
+
+
+def to_state(saved: Mapping[str, Any], take: Take, counters: Counters) -> State:
+    """:raise BridgeError: an open file is missing"""
+    given = saved["capabilities"]
+    counters.refused, counters.trouble = _to_troubles(saved["troubles"])
+    state = State(
+        Capabilities(**{**given, "named": frozenset(given["named"])}),
+        shared_memory=saved["shared_memory"],
+        warned_of_private_ram=saved["warned_of_private_ram"],
+        vectors={index: int.from_bytes(bits, "little") for index, bits in saved["vectors"].items()},
+        since=saved["since"],
+        counters=counters,
+    )
+    for number, name in saved["files"]:
+        state.files.put(number, name, take(name))
+    return state
+
+
+def of_maps(state: State) -> list[list[int]]:
+    """Each with the number of its file."""
+    return [
+        [m.flags, m.offset, m.address, m.size, state.file_of.get(m.address, 0)] for m in state.maps
+    ]
+
+
+def to_maps(saved: list[list[int]]) -> list[tuple[DmaMap, int]]:
+    return [(DmaMap(*fields), file) for *fields, file in saved]
+
+
+# ---- Counts ------------------------------------------------------------------------------------
+
+
+def of_counters(counters: Counters) -> Document:
+    return {"rows": of_rows(counters.rows), "troubles": _troubles(counters)}
+
+
+def to_counters(saved: Mapping[str, Any]) -> Counters:
+    counters = Counters(to_rows(saved["rows"]))
+    counters.refused, counters.trouble = _to_troubles(saved["troubles"])
+    return counters
+
+
+def of_rows(rows: Rows) -> dict[int, dict[int, int]]:
+    """Without what is 0."""
+    return {
+        command: {at: count for at, count in enumerate(row) if count}
+        for command, row in list(rows.items())
+    }
+
+
+def to_rows(saved: Mapping[int, Mapping[int, int]]) -> Rows:
+    rows = no_rows()
+    for command, row in saved.items():
+        for at, count in row.items():
+            rows[command][at] = count
+    return rows
+
+
+def _troubles(counters: Counters) -> list[Any]:
+    last = counters.trouble
+    return [counters.refused, [last.time, last.text] if last else None]
+
+
+def _to_troubles(saved: list[Any]) -> tuple[int, Trouble | None]:
+    refused, last = saved
+    return refused, Trouble(*last) if last else None
+
+
+def _bits(bits: int) -> bytes:
+    return bits.to_bytes(-(-bits.bit_length() // 8), "little")

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What open files are called that go from one bridge to the next.
+
+A name says what is open there. It has no colon, which separates names in LISTEN_FDNAMES.
+"""
+
+#: before each in a service manager's store, to tell them from others that it passes
+PREFIX = "kept-"
+
+JOURNAL = "journal-"
+LISTENER = "listener-"
+#: our standard output and error
+STDIO = {"stdio-1": 1, "stdio-2": 2}
+
+
+def plain(device: str) -> str:
+    """A device's name, as part of such a name."""
+    return device.replace(":", ".")

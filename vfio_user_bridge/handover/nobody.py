@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What was before a process that is the first: nothing. `predecessor` has the other cases."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, MutableMapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vfio_user_bridge.listener import Listener
+    from vfio_user_bridge.notify import Manager
+
+    from .inherited import Left
+    from .store import Store
+
+#: in the environment of one that takes over: the descriptor of its end
+VARIABLE = "VFIO_USER_BRIDGE_HANDOVER"
+
+
+class Nobody:
+    """This process is the first."""
+
+    #: what it left, by device
+    left: Mapping[str, Left] = {}
+    #: whether there was anybody
+    found = False
+    #: whether it runs, and goes on if we don't take over
+    runs = False
+
+    def environment(self) -> MutableMapping[str, str]:
+        """In which the service manager says how to be told."""
+        return os.environ
+
+    def store(self, manager: Manager) -> Store | None:
+        """Where open files are kept; None if *manager* keeps none."""
+        if not manager.keeps:
+            return None
+        from .store import Store
+
+        return Store(manager, self.kept)
+
+    #: names of what the manager has kept so far
+    kept: tuple[str, ...] = ()
+
+    def listener(self, _what: str) -> Listener | None:
+        """The listening socket that it left for that."""
+        return None
+
+    def swept(self) -> None:
+        """What nobody has taken by now goes."""
+
+    def is_over(self) -> None:
+        """All is there that serving takes: it is our turn.
+
+        :raise BridgeError: it isn't
+        """

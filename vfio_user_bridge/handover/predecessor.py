@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What was before this process: a bridge that was killed, or one that still runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.listener import Listener
+from vfio_user_bridge.notify import Manager
+
+from .inherited import Inherited
+from .names import STDIO
+from .nobody import VARIABLE, Nobody
+from .store import Store
+from .upgrade import Successor
+
+log = logging.getLogger(__name__)
+
+
+class _Somebody(Nobody):
+    found = True
+
+    def __init__(self, inherited: Inherited) -> None:
+        self._inherited = inherited
+        self.left = inherited.left
+
+    def listener(self, what: str) -> Listener | None:
+        return self._inherited.listener(what)
+
+
+class Killed(_Somebody):
+    """Its files come from the service manager, by name."""
+
+    def __init__(self, files: Mapping[str, int]) -> None:
+        super().__init__(Inherited(files))
+        self.kept = tuple(files)
+        self._store: Store | None = None
+        self._inherited.read_journals()
+        clients = [name for name, left in self.left.items() if left.document["client"]]
+        log.warning(
+            "a bridge was killed here; going on with its clients: %s", ", ".join(clients) or "none"
+        )
+
+    def store(self, manager: Manager) -> Store | None:
+        self._store = super().store(manager)
+        return self._store
+
+    def swept(self) -> None:
+        self._inherited.close()
+        if self._store:
+            self._store.sweep()
+            self._store.settle()
+
+
+class Running(_Somebody):
+    """It hands over through *sock*.
+
+    :raise BridgeError: it doesn't
+    """
+
+    runs = True
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._link = Successor(sock)
+        self._document: Mapping[str, Any]
+        self._document, files = self._link.learn()
+        super().__init__(Inherited(files, self._document["devices"], self._document["owned"]))
+        self._stdio = {name: fd for name, fd in files.items() if name in STDIO}
+        self.kept = tuple(self._document["stored"])
+
+    def environment(self) -> dict[str, str]:
+        return dict(self._document["environment"])
+
+    def refuse(self, why: str) -> None:
+        """It can't be done: it goes on."""
+        self._link.refuse(why)
+
+    def is_over(self) -> None:
+        self._link.take_over()
+        for name, fd in self._stdio.items():
+            os.dup2(fd, STDIO[name], inheritable=False)
+        self._inherited.close()
+
+
+def predecessor(kept: Mapping[str, int], undo: ExitStack) -> Nobody:
+    """Who that is.
+
+    :param kept: open files that the service manager kept
+    :param undo: tells one that runs to go on, if we don't come to serve
+    :raise BridgeError: it runs, and doesn't hand over
+    """
+    text = os.environ.pop(VARIABLE, "")
+    if not text:
+        return Killed(kept)
+    try:
+        sock = socket.socket(fileno=int(text))
+    except (OSError, ValueError):
+        raise BridgeError(f"{VARIABLE}={text} is no socket: unset it") from None
+    sock.set_inheritable(False)
+    running = Running(sock)
+
+    def end(_kind: object, error: BaseException | None, _traceback: object) -> None:
+        if error:
+            running.refuse(str(error) or "it was stopped")
+
+    undo.push(end)
+    return running

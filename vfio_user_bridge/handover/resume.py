@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Going on with a device and its client where a predecessor left them."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+
+from vfio_user_bridge.counters import Counters
+from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.port import Port
+from vfio_user_bridge.protocol import HEADER, Command, Header
+from vfio_user_bridge.requests import State
+
+from .document import to_counters, to_state
+from .inherited import Left
+
+
+def resume(port: Port, left: Left) -> tuple[socket.socket, State | None] | None:
+    """Give *port* what its predecessor had; its device has that already.
+
+    Gives the client's socket, and its state unless it has yet to agree on a version; None if there
+    is no client.
+
+    :raise BridgeError: what was left makes no sense, or the device can't go on with it
+    """
+    document = left.document
+    with _making_sense():
+        port.draining, port.deadline = document["draining"], document["deadline"]
+        port.clients, port.since = document["clients"], document["since"]
+        port.past = to_counters(document["past"])
+        if document["client"] is None:
+            return None
+        client = socket.socket(fileno=left.take(document["client"]))
+        try:
+            journal = left.journal
+            if journal:
+                journal.recover(client)
+            agreed = document["state"] and not (journal and journal.begun and _is_new(client))
+            state = _state(port, left) if agreed else None
+        except BaseException:
+            client.close()
+            raise
+    return client, state
+
+
+def _state(port: Port, left: Left) -> State:
+    rows = left.rows
+    if port.ledger:
+        rows = port.ledger.journal.rows()
+        for command, row in left.rows.items():
+            for at, count in enumerate(row):
+                rows[command][at] = count
+    state = to_state(left.document["state"], left.take, Counters(rows))
+    for entry, file in left.maps:
+        try:
+            port.device.adopt(entry, state.files.use(file))
+        except OSError as error:
+            raise BridgeError(
+                f"{port.device.name}: can't go on with the DMA map of {entry.size:#x} bytes at"
+                f" {entry.address:#x}: {error.strerror}"
+            ) from None
+        state.maps.add(entry)
+        if file:
+            state.file_of[entry.address] = file
+        if port.ledger and not left.journal:
+            port.ledger.add_map(entry, file)
+    state.files.changed = False
+    state.ledger = port.ledger
+    return state
+
+
+def _is_new(client: socket.socket) -> bool:
+    """Whether what it waits for is the answer to its VERSION."""
+    try:
+        head = client.recv(HEADER.size, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        head = b""
+    return len(head) == HEADER.size and Header.unpack(head).command == Command.VERSION
+
+
+@contextlib.contextmanager
+def _making_sense() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BridgeError(f"the document of a predecessor makes no sense: {error!r}") from None

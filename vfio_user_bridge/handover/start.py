@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""Starting the successor of a bridge that runs: the operator's side of an upgrade."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from vfio_user_bridge import __version__
+from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.management.control import ask
+
+from .nobody import VARIABLE
+
+_PACKAGES = Path(__file__).parents[2]
+
+
+def upgrade(control: Path) -> str:
+    """Have this version take over from the bridge whose control socket is at *control*.
+
+    Gives what there is to say.
+
+    :raise BridgeError: it doesn't, and the other goes on
+    """
+    before = ask(control, "command-line")
+    _check_manager(before["pid"])
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = _start(before, theirs)
+    try:
+        ask(control, "hand-over", files=[ours.detach()], hand=True)
+    except BridgeError as error:
+        # No answer is the good one: it has ended. The socket is its successor's then.
+        if process.poll() is not None or ask(control, "status")["pid"] != process.pid:
+            _end(process)
+            raise error from None
+    return (
+        f"vfio-user-bridge {before['version']}, pid {before['pid']}, has handed over to"
+        f" {__version__}, pid {process.pid}"
+    )
+
+
+def _start(before: dict[str, Any], link: socket.socket) -> subprocess.Popen[bytes]:
+    """It has our standard error until it serves, so that we see why if it doesn't."""
+    path = os.pathsep.join(filter(None, (str(_PACKAGES), os.environ.get("PYTHONPATH"))))
+    try:
+        return subprocess.Popen(
+            (sys.executable, "-m", "vfio_user_bridge", *before["arguments"]),
+            cwd=before["directory"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[link.fileno()],
+            env={**os.environ, VARIABLE: str(link.fileno()), "PYTHONPATH": path},
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise BridgeError(f"can't start the new version: {error.strerror}") from None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(1)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def _check_manager(process: int) -> None:
+    """A service manager takes a successor only in the service's own control group.
+
+    :raise BridgeError: the bridge is a service, and we aren't its ExecReload=
+    """
+    try:
+        theirs, ours = (Path(f"/proc/{which}/cgroup").read_text() for which in (process, "self"))
+    except OSError:
+        return  # in a container, whose manager looks at who descends from it
+    unit = Path(theirs.strip().rpartition(":")[2]).name
+    if unit.endswith(".service") and theirs != ours:
+        raise BridgeError(
+            f"the bridge is systemd's service {unit}: systemctl reload {unit} upgrades it"
+        )
