@@ -8,7 +8,9 @@ import os
 import select
 import struct
 from collections.abc import Iterator
+from contextlib import closing
 
+import msgpack
 import pytest
 
 from vfio_user_bridge.device import IrqFlags, PciIrq
@@ -17,9 +19,11 @@ from vfio_user_bridge.kernel import vfio
 from vfio_user_bridge.messages import IrqInfo, IrqSet, IrqSetFlags
 
 from .descriptors import eventfds, inodes
+from .kept_files import KeptFiles
 
 DEVICE = 99
 SIGNAL = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
+UNMASK = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_UNMASK
 OFF = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER
 TYPES = (
     IrqInfo(PciIrq.INTX, IrqFlags.EVENTFD | IrqFlags.MASKABLE | IrqFlags.AUTOMASKED, 1),
@@ -36,12 +40,16 @@ class Kernel:
     def __init__(self) -> None:
         self.asked: list[tuple[int, int, list[int]]] = []
         self.vectors = 64
+        self.refusal = 0  # errno of the next request
 
     def set_irqs(self, device: int, request: bytes) -> int:
         assert device == DEVICE
         _argsz, _flags, index, start, count = struct.unpack_from("=IIIII", request)
         fds = list(struct.unpack(f"={(len(request) - 20) // 4}i", request[20:]))
         self.asked.append((index, start, fds))
+        if refusal := self.refusal:
+            self.refusal = 0
+            raise OSError(refusal, "refused")
         return self.vectors if count > self.vectors else 0
 
     def last(self, count: int = 1) -> list[tuple[int, int, list[int]]]:
@@ -183,3 +191,80 @@ def test_a_device_request_can_not_be_masked(interrupts: Interrupts, flags: IrqSe
     with pytest.raises(OSError, match="can't be masked") as refused:
         interrupts.set(IrqSet(flags | IrqSetFlags.DATA_NONE, PciIrq.REQ, 0, 1), [])
     assert refused.value.errno == errno.ENOTTY
+
+
+# ---- In a successor process -----------------------------------------------------------------
+
+
+@pytest.fixture
+def kept() -> Iterator[KeptFiles]:
+    files = KeptFiles()
+    yield files
+    files.close()
+
+
+def succeed(interrupts: Interrupts, kept: KeptFiles) -> Interrupts:
+    saved = msgpack.unpackb(msgpack.packb(interrupts.save(kept.keep)))
+    new = Interrupts(TYPES)
+    new.restore(DEVICE, saved, kept.take)
+    return new
+
+
+def test_a_successor_tells_the_kernel_nothing_and_knows_all(
+    kernel: Kernel, interrupts: Interrupts, kept: KeptFiles
+) -> None:
+    with eventfds(4) as events:
+        interrupts.set(IrqSet(SIGNAL, PciIrq.MSI, 0, 1), events[:1])
+        interrupts.set(IrqSet(SIGNAL, PciIrq.MSI, 2, 1), events[2:3])
+        interrupts.set(IrqSet(SIGNAL, PciIrq.REQ, 0, 1), events[3:])
+        os.eventfd_write(interrupts.request, 1)  # while nobody is there
+        kernel.asked.clear()
+        with closing(succeed(interrupts, kept)) as new:
+            assert not kernel.asked
+            assert new.enabled == interrupts.enabled == [PciIrq.MSI]
+            new.forward_request()
+            assert os.eventfd_read(events[3]) == 1
+            new.set(IrqSet(SIGNAL, PciIrq.MSI, 3, 1), events[1:2])
+            first, second, third = inodes(events[:3])
+            assert kernel.last() == [(1, 0, [first, -1, third, second])]
+
+
+def test_one_eventfd_is_one_file_however_often_it_is_used(
+    interrupts: Interrupts, kept: KeptFiles
+) -> None:
+    with eventfds(1) as (event,):
+        interrupts.set(IrqSet(SIGNAL, PciIrq.MSI, 0, 2), [event, event])
+        interrupts.set(IrqSet(SIGNAL, PciIrq.REQ, 0, 1), [event])
+        interrupts.save(kept.keep)
+        assert len(kept.fds) == 2  # the client's, and that of the bridge's own
+
+
+#: a request, the errno with which the kernel refuses it since it is done, and what it is asked then
+DONE = [
+    (IrqSet(OFF, PciIrq.MSI, 0, 0), errno.EINVAL, 0),
+    (IrqSet(SIGNAL, PciIrq.MSI, 0, 3), errno.EINVAL, 1),  # grows: off, and on
+    (IrqSet(UNMASK, PciIrq.INTX, 0, 1), errno.EBUSY, 2),  # take it away, and set it
+]
+
+
+@pytest.mark.parametrize(("request_", "code", "more"), DONE)
+def test_what_a_predecessor_was_killed_over_can_be_asked_for_again(
+    kernel: Kernel,
+    interrupts: Interrupts,
+    kept: KeptFiles,
+    request_: IrqSet,
+    code: int,
+    more: int,
+) -> None:
+    with eventfds(3) as events:
+        interrupts.set(IrqSet(SIGNAL, PciIrq.MSI, 0, 1), events[:1])
+        with closing(succeed(interrupts, kept)) as new:
+            kernel.asked.clear()
+            kernel.refusal = code
+            new.set(request_, events[: request_.count])
+            assert len(kernel.asked) == 1 + more
+            assert kernel.last()[0][2] == inodes(events[: request_.count])
+            kernel.refusal = code  # not a second time
+            if request_.count != 3:
+                with pytest.raises(OSError, match="refused"):
+                    new.set(request_, events[: request_.count])
