@@ -15,6 +15,7 @@ import pytest
 from vfio_user_bridge.device import Device, PciIrq, PciRegion
 from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.messages import DmaFlags, DmaMap, IrqSet, IrqSetFlags
+from vfio_user_bridge.migration import Migration
 from vfio_user_bridge.models.edu import BUFFER, DMA_RUN, DMA_TO_MEMORY, Edu, Register
 from vfio_user_bridge.policy.device import PolicedDevice
 from vfio_user_bridge.policy.rules import Action, Rule
@@ -90,6 +91,22 @@ def test_a_device_that_can_not_says_so(kept: KeptFiles) -> None:
             device.save(kept.keep)
         with pytest.raises(BridgeError, match="fake can't be taken over: "):
             device.restore({}, kept.take)
+
+
+def test_a_stream_of_migration_goes_on_and_another_is_another(kept: KeptFiles) -> None:
+    with memory(8) as stream:
+        os.pwrite(stream, b"state", 0)
+        kept.keep("migration-0000.01.00.0-3", stream)
+        first, second = Migration(), Migration()
+        first.restore([3, "migration-0000.01.00.0-3"], kept.take)
+        assert first.read(2) == b"st"
+        saved = first.save(kept.keep, "0000:01:00.0")
+        assert saved == [3, "migration-0000.01.00.0-3"]
+        second.restore(saved, kept.take)
+        assert second.read(3) == b"ate"
+        first.close()
+        second.close()
+        assert second.save(kept.keep, "0000:01:00.0") == [3, None]
 
 
 # ---- The model ------------------------------------------------------------------------------

@@ -77,9 +77,8 @@ class Kept:
         if self.fd < 0:
             return None
         if not self._name:
-            lines = Path(f"/proc/self/fdinfo/{self.fd}").read_text().splitlines()
-            told = dict(line.split(":", 1) for line in lines)
-            self._name = f"eventfd-{told['eventfd-id'].strip()}"
+            number = _field(self.fd, b"eventfd-id")
+            self._name = f"eventfd-{number.decode()}"
         return keep(self._name, self.fd)
 
     @classmethod
@@ -90,6 +89,16 @@ class Kept:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd, self._name = -1, ""
+
+
+def _field(fd: int, name: bytes) -> bytes:
+    """What /proc/self/fdinfo has of *fd*; not by Path, which takes five times as long."""
+    info = os.open(f"/proc/self/fdinfo/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _, _, rest = os.read(info, 4096).partition(name + b":")
+    finally:
+        os.close(info)
+    return rest.split(b"\n", 1)[0].strip()
 
 
 def signal(fd: int) -> None:

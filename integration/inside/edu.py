@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Protocol
 
 from tests.descriptors import memory_files
 
@@ -20,7 +21,15 @@ TO_MEMORY = 2
 RUN = 1
 
 
-def dma(device: RemoteDevice, source: int, target: int, count: int, direction: int = 0) -> None:
+class Registers(Protocol):
+    """Of a device, wherever that is."""
+
+    def read(self, index: int, offset: int, size: int) -> int: ...
+
+    def write(self, index: int, offset: int, size: int, value: int) -> None: ...
+
+
+def dma(device: Registers, source: int, target: int, count: int, direction: int = 0) -> None:
     """Have the device copy *count* bytes between memory and its buffer, and wait for it."""
     device.write(BAR, DMA_SOURCE, 8, source)
     device.write(BAR, DMA_TARGET, 8, target)
@@ -32,7 +41,7 @@ def dma(device: RemoteDevice, source: int, target: int, count: int, direction: i
         time.sleep(0.01)
 
 
-def copy(device: RemoteDevice, source: int, target: int, count: int) -> None:
+def copy(device: Registers, source: int, target: int, count: int) -> None:
     """Copy memory to memory through the device's buffer."""
     dma(device, source, BUFFER, count)
     dma(device, BUFFER, target, count, TO_MEMORY)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A process that has devices open, and is killed: what it leaves is taken over here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from tests.kept_files import KeptFiles
+from tests.processes import number, status
+from vfio_user_bridge.device import Device, PciRegion
+from vfio_user_bridge.hostdev import HostDevice
+from vfio_user_bridge.iommu import Iommu
+from vfio_user_bridge.kernel import vfio
+
+COMMAND = 4
+ENABLED = 0x7  # answers to I/O and memory accesses, and is a bus master
+Saved = list[dict[str, Any]]
+
+
+class Driver:
+    """A device's registers, as `edu` and others here want them."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def read(self, index: int, offset: int, size: int) -> int:
+        return int.from_bytes(self.device.region_read(index, offset, size), "little")
+
+    def write(self, index: int, offset: int, size: int, value: int) -> None:
+        self.device.region_write(index, offset, value.to_bytes(size, "little"))
+
+    def enable(self) -> None:
+        self.write(PciRegion.CONFIG, COMMAND, 2, self.read(PciRegion.CONFIG, COMMAND, 2) | ENABLED)
+
+
+def killed(
+    bdfs: Sequence[str],
+    use: Callable[[list[HostDevice]], object],
+    after: Callable[[list[HostDevice]], object] = bool,
+) -> tuple[Saved, KeptFiles]:
+    """What a process saved that had these devices open and in *use*, and did more *after* that."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child = os.fork()
+    if not child:
+        try:
+            iommu, kept = Iommu(), KeptFiles()
+            opened = [HostDevice(bdf, iommu) for bdf in bdfs]
+            use(opened)
+            document = msgpack.packb([[device.save(kept.keep) for device in opened], [*kept.fds]])
+            after(opened)
+            socket.send_fds(theirs, [document], list(kept.fds.values()))
+            signal.pause()
+        finally:
+            os._exit(1)
+    with ours:
+        theirs.close()
+        document, fds, *_ = socket.recv_fds(ours, 1 << 16, 100)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert document, "it failed: see above"
+    saved, names = msgpack.unpackb(document)
+    kept = KeptFiles()
+    kept.fds.update(zip(names, fds, strict=True))
+    return saved, kept
+
+
+def taken_over(bdfs: Sequence[str], saved: Saved, kept: KeptFiles) -> list[HostDevice]:
+    """The same devices in this process; nothing else keeps what they have open."""
+    iommu = Iommu()
+    opened = [
+        HostDevice(bdf, iommu, saved=each, take=kept.take)
+        for bdf, each in zip(bdfs, saved, strict=True)
+    ]
+    for device, each in zip(opened, saved, strict=True):
+        device.restore(each, kept.take)
+    kept.close()
+    return opened
+
+
+def locked() -> int:
+    """Bytes of locked memory that are counted as this process's."""
+    return number(status(os.getpid())["VmLck"]) << 10
+
+
+def pinned() -> int:
+    """Pages of the machine that are pinned."""
+    Path("/proc/sys/vm/stat_refresh").write_text("1")
+    counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return int(counts["nr_foll_pin_acquired"]) - int(counts["nr_foll_pin_released"])
+
+
+def maps_of(device: HostDevice) -> int:
+    """How many DMA maps the kernel has in the container of *device*."""
+    container = device._container  # noqa: SLF001 - what the kernel says of it
+    return container.max_maps - vfio.iommu_info(container._container).dma_avail  # noqa: SLF001
