@@ -201,7 +201,8 @@ class Device(ABC):
         """Have *changed* called when what `save` gives is different and no request was the cause.
 
         It comes before a file that was kept is closed, and when it returns nobody else may have
-        that open: the kernel puts a device back when it is closed for the last time.
+        that open: the kernel puts a device back when it is closed for the last time. Whoever has
+        the device's turn calls it, within a request too.
         """
         return
 

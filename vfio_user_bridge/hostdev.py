@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from .device import Device, DeviceFlags, Keep, PciRegion, RegionFlags, Take
-from .errors import DeviceError
+from .errors import BridgeError, DeviceError
 from .iommu import Iommu
 from .irqs import Interrupts
 from .kernel import dmabuf, pci, vfio
@@ -284,10 +284,8 @@ class HostDevice(Device):
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            try:
-                self._changed()
-            finally:
-                os.close(fd)
+            self._try("tell a successor that it is closed", self._changed)
+            os.close(fd)
 
     def _reopen(self) -> None:
         fd = self._container.device(self.name)
@@ -308,7 +306,7 @@ class HostDevice(Device):
     def _try(self, what: str, do: Callable[..., object], *args: object) -> None:
         try:
             do(*args)
-        except (OSError, DeviceError) as error:
+        except (OSError, BridgeError) as error:
             log.error("%s: can't %s: %s", self.name, what, error)
 
     def close(self) -> None:
