@@ -265,6 +265,21 @@ def test_a_recording_goes_on(kept: KeptFiles, tmp_path: Path) -> None:
         killed(device)
 
 
+def test_a_recording_that_began_before_there_was_where_to_count(
+    kept: KeptFiles, tmp_path: Path
+) -> None:
+    path = tmp_path / "edu.trace"
+    with closing(layers()) as device, closing(begun(kept)) as new:
+        device.start(new_file(path), LIMIT)
+        device.region_read(0, 0x100, 4)
+        device.cells(kept.cells)
+        saved = kept.saved(device)
+        device.region_read(0, 0x101, 4)
+        new.restore(saved, kept.take)
+        assert device.progress == new.progress
+        killed(device)
+
+
 def test_what_was_half_written_is_overwritten(kept: KeptFiles, tmp_path: Path) -> None:
     path = tmp_path / "edu.trace"
     with closing(begun(kept)) as device, closing(begun(kept)) as new:

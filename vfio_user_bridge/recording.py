@@ -119,7 +119,10 @@ class RecordedDevice(Wrapped):
         return Progress(writer.records, writer.size, writer.limit) if writer else None
 
     def cells(self, make: Cells) -> None:
-        self._progress = make(2)
+        before, self._progress = self._progress, make(2)
+        if self._writer:
+            self._progress[0], self._progress[1] = before
+            self._writer.progress = self._progress
         super().cells(make)
 
     def on_change(self, changed: Callable[[], None]) -> None:

@@ -6,19 +6,37 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgpack
+import pytest
 
+from integration import devices
 from tests.kept_files import KeptFiles
 from tests.processes import number, status
 from vfio_user_bridge.device import Device, PciRegion
 from vfio_user_bridge.hostdev import HostDevice
 from vfio_user_bridge.iommu import Iommu
 from vfio_user_bridge.kernel import vfio
+from vfio_user_bridge.messages import DmaMap, IrqSet
 
+from .bridge import bind, command, fired
+from .test_dma import IOVA
+from .test_interrupts import BOOL, EVENTFD, NONE, TRIGGER
+
+SERVED = (
+    devices.EDU,
+    *devices.EDU_PAIR,
+    devices.NVME,
+    devices.E1000E,
+    devices.XHCI_MSI,
+)
+#: in bytes, as much as a map has if nothing else is said
+SIZE = 16 << 20
+ON, OFF = EVENTFD | TRIGGER, NONE | TRIGGER
 COMMAND = 4
 ENABLED = 0x7  # answers to I/O and memory accesses, and is a bus master
 Saved = list[dict[str, Any]]
@@ -84,6 +102,37 @@ def taken_over(bdfs: Sequence[str], saved: Saved, kept: KeptFiles) -> list[HostD
     return opened
 
 
+@contextmanager
+def successors(
+    *bdfs: str,
+    use: Callable[[list[HostDevice]], object],
+    after: Callable[[list[HostDevice]], object] = bool,
+) -> Iterator[list[HostDevice]]:
+    opened = taken_over(bdfs, *killed(bdfs, use, after))
+    try:
+        yield opened
+        for device in opened:
+            device.quiesce(reset=True)
+    finally:
+        for device in opened:
+            device.close()
+
+
+def ram(size: int = SIZE, iova: int = IOVA, offset: int = 0) -> DmaMap:
+    return DmaMap(3, offset, iova, size)
+
+
+def on(index: int, start: int, count: int) -> IrqSet:
+    return IrqSet(ON, index, start, count)
+
+
+def signalled(device: HostDevice, index: int, vector: int, events: Sequence[int]) -> list[int]:
+    """Have the kernel signal one vector; gives which of *events* were."""
+    only = bytes(vector) + b"\1"
+    device.set_irqs(IrqSet(BOOL | TRIGGER, index, 0, len(only), only), [])
+    return [at for at, event in enumerate(events) if fired(event, 0)]
+
+
 def locked() -> int:
     """Bytes of locked memory that are counted as this process's."""
     return number(status(os.getpid())["VmLck"]) << 10
@@ -100,3 +149,19 @@ def maps_of(device: HostDevice) -> int:
     """How many DMA maps the kernel has in the container of *device*."""
     container = device._container  # noqa: SLF001 - what the kernel says of it
     return container.max_maps - vfio.iommu_info(container._container).dma_avail  # noqa: SLF001
+
+
+@pytest.fixture(scope="module")
+def bound() -> Iterator[None]:
+    bind(*SERVED)
+    yield
+    assert not command("unbind", devices.NVME, devices.XHCI_MSI).returncode
+
+
+@pytest.fixture
+def nothing_stays(bound: None) -> Iterator[None]:  # noqa: ARG001 - it is done
+    """No memory is locked or pinned that wasn't."""
+    before = pinned()
+    assert not locked()
+    yield
+    assert (locked(), pinned()) == (0, before)

@@ -74,7 +74,7 @@ class Writer:
         self.limit = limit
         self.epoch = now() if epoch is None else epoch
         self._ended = ended
-        self._progress = unkept() if progress is None else progress
+        self.progress = unkept() if progress is None else progress
         self._base = 0  # where in the file the mapping begins
         self._at = 0  # where in the mapping the next record begins
         self._edge = 0  # how far into the mapping records may reach
@@ -82,7 +82,7 @@ class Writer:
             self._clear()
             self._map(0)
             return
-        self._progress[0] = self._progress[1] = 0
+        self.progress[0] = self.progress[1] = 0
         first = packed({**header, "time": time.time_ns()})
         if len(first) + _END > limit:
             raise OSError(errno.EFBIG, f"{limit:,} bytes are too few")
@@ -101,11 +101,11 @@ class Writer:
     @property
     def size(self) -> int:
         """Of what is written so far, in bytes."""
-        return self._progress[0]
+        return self.progress[0]
 
     @property
     def records(self) -> int:
-        return self._progress[1]
+        return self.progress[1]
 
     def access(
         self,
@@ -138,7 +138,7 @@ class Writer:
         window[start:end] = data
         window[at] = _ACCESS_FIRST
         self._at = end
-        progress = self._progress
+        progress = self.progress
         progress[0] = self._base + end
         progress[1] += 1
 
@@ -147,7 +147,7 @@ class Writer:
         record = packed([int(kind), since - self.epoch, latency, error, *values])
         if self._at + len(record) <= self._edge or self._has_room(len(record)):
             self._place(record)
-            self._progress[1] += 1
+            self.progress[1] += 1
 
     def close(self, reason: str) -> None:
         """Write END and let go of the file.
@@ -166,7 +166,7 @@ class Writer:
         self._window[at + 1 : end] = record[1:]
         self._window[at] = record[0]
         self._at = end
-        self._progress[0] = self._base + end
+        self.progress[0] = self._base + end
 
     def _has_room(self, size: int) -> bool:
         """Make room for *size* bytes, or end the recording."""
