@@ -15,7 +15,6 @@ import signal
 import struct
 import time
 from collections.abc import Callable, Iterator
-from fcntl import ioctl
 
 import pytest
 
@@ -33,30 +32,25 @@ PAGES = 64
 SIZE = PAGES * PAGE
 IOVA = 0x1000000  # edu reaches 28 bits
 NEW = 2 * IOVA
-
-# linux/vfio.h
-VFIO_UNMAP_ALL, VFIO_UPDATE_VADDR = 9, 10  # extensions
-VFIO_DMA_UNMAP_FLAG_ALL, VFIO_DMA_UNMAP_FLAG_VADDR = 1 << 1, 1 << 2
-VFIO_DMA_MAP_FLAG_VADDR = 1 << 2
+VFIO_UNMAP_ALL = 9  # linux/vfio.h
+ALL, VADDR = vfio.VFIO_DMA_UNMAP_FLAG_ALL, vfio.VFIO_DMA_UNMAP_FLAG_VADDR
 
 
 def unmap(setup: Setup, iova: int = IOVA, size: int = SIZE, flags: int = 0) -> int:
     """Gives how many bytes that were."""
-    data = bytearray(vfio.DMA_UNMAP.pack(vfio.DMA_UNMAP.size, flags, iova, size))
-    ioctl(setup.container, vfio.VFIO_IOMMU_UNMAP_DMA, data)
-    return int(vfio.DMA_UNMAP.unpack(data)[3])
+    return vfio.dma_unmap(setup.container, iova, size, flags)
 
 
 def forget(setup: Setup) -> int:
-    return unmap(setup, flags=VFIO_DMA_UNMAP_FLAG_VADDR)
+    return unmap(setup, flags=VADDR)
 
 
 def forget_all(setup: Setup) -> int:
-    return unmap(setup, 0, 0, VFIO_DMA_UNMAP_FLAG_ALL | VFIO_DMA_UNMAP_FLAG_VADDR)
+    return unmap(setup, 0, 0, ALL | VADDR)
 
 
 def own(setup: Setup, vaddr: int, iova: int = IOVA, size: int = SIZE, flags: int = 0) -> None:
-    vfio.dma_map(setup.container, VFIO_DMA_MAP_FLAG_VADDR | flags, vaddr, iova, size)
+    vfio.dma_map(setup.container, vfio.VFIO_DMA_MAP_FLAG_VADDR | flags, vaddr, iova, size)
 
 
 def refused(action: Callable[[], object]) -> str:
@@ -234,7 +228,7 @@ def test_killed_amid_it_is_all_or_nothing(left: Setup, amid: str) -> None:
 
 
 def test_the_kernel_can_do_it(left: Setup) -> None:
-    for extension in (VFIO_UNMAP_ALL, VFIO_UPDATE_VADDR):
+    for extension in (VFIO_UNMAP_ALL, vfio.VFIO_UPDATE_VADDR):
         assert vfio.container_check_extension(left.container, extension)
 
 
@@ -295,7 +289,7 @@ def test_what_is_refused_in_between(
 
 
 def test_forgetting_where_nothing_is_takes_nothing(left: Setup) -> None:
-    assert unmap(left, NEW, SIZE, VFIO_DMA_UNMAP_FLAG_VADDR) == 0
+    assert unmap(left, NEW, SIZE, VADDR) == 0
 
 
 def test_the_address_is_not_looked_at(left: Setup, ram: int) -> None:
@@ -425,5 +419,5 @@ def test_how_long_it_takes(maker: Maker, capsys: pytest.CaptureFixture[str]) -> 
         each("MAP", lambda: all_of_them(READ_WRITE))
         maker.die()
         each("UNMAP, ALL | VADDR", lambda: forget_all(setup))
-        each("MAP, VADDR", lambda: all_of_them(VFIO_DMA_MAP_FLAG_VADDR))
-        each("UNMAP, ALL", lambda: unmap(setup, 0, 0, VFIO_DMA_UNMAP_FLAG_ALL))
+        each("MAP, VADDR", lambda: all_of_them(vfio.VFIO_DMA_MAP_FLAG_VADDR))
+        each("UNMAP, ALL", lambda: unmap(setup, 0, 0, ALL))
