@@ -54,6 +54,7 @@ class LiveGuest:
         files: Mapping[str, bytes] = guest.NO_FILES,
     ) -> None:
         self._console = folder / "console"
+        self._complaints = folder / "qemu"
         self._shell = GuestShell(folder / "shell", self._console)
         initramfs = folder / "initramfs"
         initramfs.write_bytes(guest.initramfs(script + SCRIPT, files=files))
@@ -73,7 +74,8 @@ class LiveGuest:
             if properties:
                 command += ["-device", json.dumps(placed(name, properties))]
         begun = time.monotonic()
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        with self._complaints.open("w") as complaints:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=complaints)
         try:
             self.qmp.open()
             self._shell.accept()
@@ -110,6 +112,10 @@ class LiveGuest:
         self.process.kill()
         self.process.wait()
 
+    def complaints(self) -> str:
+        """What QEMU has written to stderr."""
+        return self._complaints.read_text()
+
     @property
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -120,6 +126,7 @@ class LiveGuest:
         self._shell.close()
         self.qmp.close()
         sys.stdout.write(tail(self._console))  # pytest shows it with a failure
+        sys.stdout.write(self.complaints())
 
 
 def placed(name: str, properties: Properties) -> dict[str, object]:
