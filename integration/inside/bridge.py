@@ -40,13 +40,17 @@ def bind(*bdfs: str) -> None:
 
 
 class Bridge:
-    """`serve` of *devices*, with more *options*; *prefix* is a command to run it by."""
+    """`serve` of *devices*, with more *options*; *prefix* is a command to run it by.
+
+    :param under: a command of ours that runs it
+    """
 
     def __init__(
         self,
         *devices: str,
         options: Sequence[str] = (),
         prefix: Sequence[str] = (),
+        under: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="bridge"))
@@ -55,7 +59,7 @@ class Bridge:
         serve = ("serve", *devices, "--socket-dir", str(self.folder), "--log-level", "info")
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                (*prefix, *COMMAND, *serve, *options),
+                (*prefix, *COMMAND, *under, *serve, *options),
                 cwd=CHECKOUT,
                 stdout=subprocess.PIPE,
                 stderr=log,
