@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from . import access, idle, memory, recording, scale, start
+from . import access, handover, idle, memory, recording, scale, start
 from .figures import Line
 from .inside import bringup, hostdev, interrupts, io, maps
 from .setting import Setting
@@ -19,6 +19,7 @@ HERE: Rows = {
     "start": start.measure,
     "memory": memory.measure,
     "scale": scale.measure,
+    "handover": handover.measure,
 }
 #: with real devices, as real as they get: these need VFIO, an IOMMU and root
 MACHINE: Rows = {

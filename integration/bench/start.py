@@ -20,7 +20,7 @@ NOTHING = (sys.executable, "-c", "pass")
 LATEST = 100
 
 
-def _first_line(command: Sequence[str]) -> float:
+def first_line(command: Sequence[str]) -> float:
     """Milliseconds from exec until a command has written a line, or ended without."""
     begun = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -35,12 +35,12 @@ def measure(setting: Setting) -> Iterator[Line]:
     effort, mine, its = setting.effort, setting.folder / "ours.sock", setting.folder / "peer.sock"
     serve = (*SERVE, "--socket-path", str(mine))
     for command in (serve, NOTHING):
-        _first_line(command)  # their files are read, and compiled
+        first_line(command)  # their files are read, and compiled
     us: list[list[float]] = []
     bare: list[list[float]] = []
     for _ in range(effort.rounds):
-        us.append([_first_line(serve) for _ in range(effort.starts)])
-        bare.append([_first_line(NOTHING) for _ in range(effort.starts)])
+        us.append([first_line(serve) for _ in range(effort.starts)])
+        bare.append([first_line(NOTHING) for _ in range(effort.starts)])
     later = Figures.of(us).median - Figures.of(bare).median
     goal = Goal(f"at most {LATEST} ms later than the peer", later <= LATEST)
     what = "exec to ready line; the peer: to its end"
