@@ -215,7 +215,7 @@ CRASH, FAILURE = -signal.SIGSEGV, 1
     [
         ([(CRASH, 0)] * 9, [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5, 5]),
         ([(CRASH, 99)] * 3, [0, 0, 0]),
-        ([(FAILURE, 0), (CRASH, 1.9), (CRASH, 2), (CRASH, 0)], [0, 0.1, 0, 0.1]),
+        ([(FAILURE, 0), (CRASH, 0.9), (CRASH, 1), (CRASH, 0)], [0, 0.1, 0, 0.1]),
         ([(None, 0), (0, 0)], [0, None]),
         ([(2, 99)], [None]),
     ],

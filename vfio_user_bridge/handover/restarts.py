@@ -12,7 +12,7 @@ import signal
 #: done, and wrong usage, which doesn't mend itself
 _FINAL = (0, 2)
 #: how long one must live for the next to be started without a pause, in seconds
-_LONG = 2.0
+_LONG = 1.0
 _FIRST_PAUSE = 0.1
 
 
