@@ -2,13 +2,16 @@
 """Open files on their way through a UNIX socket (unix(7), SCM_RIGHTS).
 
 The kernel hands descriptors out with the first byte of the segment (skb) that they were sent with,
-and ends a read after such a segment (unix_stream_read_generic), whether it peeks or not.
+and ends a read after such a segment (unix_stream_read_generic). Peeking also ends there, and not
+before it, not even where there is no room for more bytes: so it finds descriptors that came behind
+what was asked for. But it ends where a byte can't be written, which is what `NOWHERE` is for.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
+import ctypes
 import os
 import socket
 from collections.abc import Iterable, Sequence
@@ -16,6 +19,9 @@ from collections.abc import Iterable, Sequence
 from .protocol import Buffer
 
 _FD_SIZE = array.array("i").itemsize
+
+#: room for a byte that can't be written: no process has anything at its lowest addresses
+NOWHERE = ctypes.c_char.from_address(1)
 
 #: what recvmsg gives beside the bytes
 Control = Iterable[tuple[int, int, bytes]]

@@ -27,13 +27,17 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from .ancillary import close_all, descriptors, room
+from .ancillary import NOWHERE, close_all, descriptors, room
 from .limits import DEFAULTS, Limits
 from .outbox import BookedOutbox, Books, Outbox
 from .protocol import HEADER, Buffer, Command, ProtocolError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 # As numbers: to combine the flags of socket, which are enumerations, takes a microsecond.
 _DONTWAIT = int(socket.MSG_DONTWAIT)
@@ -209,25 +213,20 @@ class Connection:
     def _look_for_fds(self, at: int, size: int) -> None:
         """Look again, at the message that begins at *at*, with room for descriptors.
 
-        Peeking finds those of the first segment that has any, and ends there. If that is where the
-        message ends, they are its own. If it is behind, a look at all but the message's last byte
-        has none, for a segment that is looked at whole brings those of the next one, too. Whose
-        those are that it has none the less, only who takes the message knows.
+        What is behind is forgotten: the descriptors may be there until this message is consumed.
         """
         self._next = at
         self.settle()
-        self._end = self._read((self._view[:_LOOK],), _PEEK | _DONTWAIT)
-        if self._end > size and (self._fds or self._fds_lost):
-            close_all(self._fds)
+        self._end = size
+        if self._read((self._view[:size], NOWHERE), _PEEK | _DONTWAIT) < size:
+            # A segment has more than this message. If there are descriptors, be it in that one or
+            # behind it, only a read that takes them tells whose.
             if self._books:
                 self._peeked(0)
-            self._read((self._view[: size - 1],), _PEEK | _DONTWAIT)
-            self._end = size
+            self._read((self._view[:size],), _PEEK | _DONTWAIT)
             if self._fds or self._fds_lost:
                 close_all(self._fds)
                 self._take(size)
-            elif self._books:
-                self._peeked(size)
         self._check_fds()
 
     def _take(self, size: int) -> None:
@@ -263,8 +262,8 @@ class Connection:
         self._end += count
         self._check_fds()
 
-    def _read(self, free: tuple[memoryview], flags: int) -> int:
-        """One read into the buffer's *free* part. Gives how many bytes came.
+    def _read(self, free: Iterable[WriteableBuffer], flags: int) -> int:
+        """One read, with room for descriptors. Gives how many bytes came.
 
         :raise BlockingIOError: there is nothing, and it must not wait (any longer)
         """
@@ -275,6 +274,8 @@ class Connection:
         except BlockingIOError:
             raise
         except OSError as error:
+            if error.errno == errno.EFAULT:
+                return 0  # there was more than room
             raise PeerGoneError(error.strerror) from None
         if control:
             self._fds += descriptors(control)

@@ -138,9 +138,11 @@ def command(message: Piece) -> int:
 
 
 def is_fatal(message: Piece) -> bool:
-    """Whether a client is put out for this."""
-    reply = Header.unpack(message.data).flags & TYPE_MASK != TYPE_COMMAND
-    return reply or len(message.files) > LIMITS.fds
+    """Whether a client is put out for this. What comes with an access is never looked at."""
+    header = Header.unpack(message.data)
+    access = header.command in (Command.REGION_READ, Command.REGION_WRITE)
+    reply = header.flags & TYPE_MASK != TYPE_COMMAND
+    return reply or (len(message.files) > LIMITS.fds and not access)
 
 
 def device_state(edu: Edu) -> DeviceState:
