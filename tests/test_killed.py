@@ -15,23 +15,24 @@ import socket
 import termios
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
 import pytest
 
+from vfio_user_bridge.handover.journal import LARGEST_REPLY, RING, Journal
 from vfio_user_bridge.limits import Limits
 from vfio_user_bridge.transport import Connection, Message, PeerGoneError
 
-from .books import RingBooks
 from .descriptors import inodes, memory_files, open_descriptors
 from .wire import dma_map, message, region
 
 RESET, DMA_MAP, READ, WRITE = 13, 2, 9, 10
 NO_REPLY = 0x10
 CALLS = ("recv_into", "recvmsg_into", "send", "sendmsg", "setsockopt")
-ENTRIES = ("begin", "place", "skip", "consumed", "has_room", "send")
+ENTRIES = ("take", "begin", "place", "skip", "consumed", "has_room", "send")
 
 
 #: which messages are answered, and which bring the file
@@ -86,7 +87,7 @@ def in_queue(sock: socket.socket) -> int:
 class Server:
     """Does all that waits as a session does it; *done* are the messages that had their effect."""
 
-    def __init__(self, sock: socket.socket, books: RingBooks, *, paused: bool = False) -> None:
+    def __init__(self, sock: socket.socket, books: Journal, *, paused: bool = False) -> None:
         self.sock, self.books, self.paused = sock, books, paused
         self.done: list[int] = []
         self.files: dict[int, list[int]] = {}
@@ -116,9 +117,8 @@ class Server:
 
     def succeed(self) -> None:
         """A successor has found socket and books, but nobody's memory."""
-        self.sock.recv(self.books.handled(self.sock))
-        self.books.consumed() if not self.books.busy else self.books.begin(0)
-        self.books.send(self.sock.fileno(), self.books.unsent)
+        self.books.recover(self.sock)
+        self.books.send(self.sock.fileno(), self.books.unsent())
 
 
 def reply(number: int) -> bytes:
@@ -129,7 +129,7 @@ def reply(number: int) -> bytes:
 def a_server(*, paused: bool = False) -> Iterator[tuple[Server, socket.socket]]:
     ours, peer = socket.socketpair()
     peer.settimeout(0)
-    books = RingBooks()
+    books = Journal.create(1)
     with ours, peer:
         yield Server(ours, books, paused=paused), peer
     books.close()
@@ -169,8 +169,24 @@ def of_all_kinds(peer: socket.socket, file: int) -> Answers:
     return list(range(7)), [6]
 
 
+def several_in_a_segment(peer: socket.socket, _file: int) -> Answers:
+    for pair in ((0, 1), (2, 3)):
+        peer.sendall(b"".join(message(RESET, bytes(20), number=number) for number in pair))
+    data = message(RESET, number=4) + message(RESET, number=5)
+    peer.sendall(data[:10])
+    peer.sendall(data[10:])
+    return list(range(6)), []
+
+
 Story = Callable[[socket.socket, int], Answers]
-STORIES = (accesses, one_segment, some_without_reply, with_files, of_all_kinds)
+STORIES = (
+    accesses,
+    one_segment,
+    some_without_reply,
+    with_files,
+    of_all_kinds,
+    several_in_a_segment,
+)
 
 
 @pytest.mark.parametrize("paused", [False, True])
@@ -187,7 +203,7 @@ def test_whenever_it_is_killed_all_is_answered_once_and_in_order(
                 server.serve(Fuse(steps))
             except Killed:
                 killed = True
-                busy = server.books.busy
+                busy = server.books.begun
                 server.succeed()
                 server.serve(Fuse(10_000))
             assert peer.recv(1 << 16) == b"".join(map(reply, answered)), steps
@@ -207,9 +223,9 @@ def test_whenever_it_is_killed_all_is_answered_once_and_in_order(
 
 
 @contextmanager
-def a_connection(ring: int = 1 << 20) -> Iterator[tuple[Connection, RingBooks, socket.socket]]:
+def a_connection() -> Iterator[tuple[Connection, Journal, socket.socket]]:
     ours, peer = socket.socketpair()
-    books = RingBooks(ring)
+    books = Journal.create(1)
     connection = Connection(ours, Limits(stall=0.05), books=books)
     with peer:
         yield connection, books, peer
@@ -226,28 +242,29 @@ def ask(connection: Connection, peer: socket.socket, command: int = READ) -> Non
 def test_replies_are_what_they_were_however_late_they_are_read() -> None:
     """The kernel has no copy of them: the ring comes round three times behind a slow reader."""
     sent, read = bytearray(), bytearray()
-    with a_connection(ring := 1 << 20) as (connection, books, peer):
-        while len(sent) < 3 * ring:
+    with a_connection() as (connection, books, peer):
+        while len(sent) < 3 * RING:
             ask(connection, peer)
             connection.send(data := os.urandom(5000))
             connection.done()
             sent += data
             if len(sent) - len(read) > 100_000:
                 read += peer.recv(50_000)
-        assert books.unsent == 0
+        assert books.unsent() == 0
         while len(read) < len(sent):
             read += peer.recv(1 << 16)
     assert read == sent
 
 
 def test_a_reply_that_is_too_large_for_the_ring_goes_past_it() -> None:
-    with a_connection(ring=1 << 17) as (connection, books, peer):
-        for size in (10, 100_000, 20):
+    with a_connection() as (connection, books, peer), ThreadPoolExecutor() as pool:
+        for size in (10, LARGEST_REPLY + 1, 20):
             ask(connection, peer)
+            read = pool.submit(peer.recv, size, socket.MSG_WAITALL)
             connection.send(data := os.urandom(size))
-            assert not books.busy
+            assert not books.begun
             connection.done()
-            assert peer.recv(size, socket.MSG_WAITALL) == data
+            assert read.result() == data
 
 
 def test_replies_with_files_keep_their_place() -> None:
@@ -257,8 +274,8 @@ def test_replies_with_files_keep_their_place() -> None:
             connection.receive()
             connection.begin()
             connection.send(b"reply", fds)
-            assert not books.busy
-        assert books.unsent == 0
+            assert not books.begun
+        assert books.unsent() == 0
         assert peer.recv(10, socket.MSG_WAITALL) == b"reply" * 2
         data, fds, _, _ = socket.recv_fds(peer, 10, 1)
         assert (data, inodes(fds)) == (b"reply", inodes(files))
@@ -285,7 +302,7 @@ def test_a_peer_that_never_reads_is_gone() -> None:
 @pytest.mark.parametrize("kept", [False, True], ids=["without books", "with books"])
 def test_what_is_not_answered_stays_in_the_socket(kept: bool) -> None:
     ours, peer = socket.socketpair()
-    books = RingBooks()
+    books = Journal.create(1)
     connection = Connection(ours, books=books if kept else None)
     with peer, memory_files(1) as files:
         for number in range(3):
@@ -331,9 +348,10 @@ def test_half_a_message_is_taken() -> None:
             connection.receive()
             assert connection.taken == taken
             connection.begin()
-            assert not (taken and books.handled(connection.socket))
+            assert books.lost == taken
             connection.send(b"reply")
             connection.done()
+            assert not books.lost
         rest.join()
         assert peer.recv(100) == b"reply" * 4
         assert not waits(connection.socket)
