@@ -319,7 +319,7 @@ def test_a_recording_of_who_is_killed_goes_on(kept: KeptFiles, tmp_path: Path) -
     for number in range(20):
         path = tmp_path / f"{number}.trace"
         with closing(begun(kept)) as device:
-            device.start(new_file(path), LIMIT)
+            device.start(new_file(path), 64 * LIMIT)
             saved = kept.saved(device)
             child = os.fork()
             while not child:
