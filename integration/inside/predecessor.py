@@ -58,12 +58,16 @@ class Driver:
         self.write(PciRegion.CONFIG, COMMAND, 2, self.read(PciRegion.CONFIG, COMMAND, 2) | ENABLED)
 
 
-def killed(
+@contextmanager
+def predecessor(
     bdfs: Sequence[str],
     use: Callable[[list[HostDevice]], object],
     after: Callable[[list[HostDevice]], object] = bool,
-) -> tuple[Saved, KeptFiles]:
-    """What a process saved that had these devices open and in *use*, and did more *after* that."""
+) -> Iterator[tuple[int, Saved, KeptFiles]]:
+    """A process that has these devices open and in *use*, and does more *after* it has saved them.
+
+    Gives its id, and what it saved. In the end it is killed.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     child = os.fork()
     if not child:
@@ -80,12 +84,25 @@ def killed(
     with ours:
         theirs.close()
         document, fds, *_ = socket.recv_fds(ours, 1 << 16, 100)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    assert document, "it failed: see above"
-    saved, names = msgpack.unpackb(document)
-    kept = KeptFiles()
-    kept.fds.update(zip(names, fds, strict=True))
+    try:
+        assert document, "it failed: see above"
+        saved, names = msgpack.unpackb(document)
+        kept = KeptFiles()
+        kept.fds.update(zip(names, fds, strict=True))
+        yield child, saved, kept
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def killed(
+    bdfs: Sequence[str],
+    use: Callable[[list[HostDevice]], object],
+    after: Callable[[list[HostDevice]], object] = bool,
+) -> tuple[Saved, KeptFiles]:
+    """What it has left when it is dead."""
+    with predecessor(bdfs, use, after) as (_pid, saved, kept):
+        pass
     return saved, kept
 
 
@@ -133,9 +150,9 @@ def signalled(device: HostDevice, index: int, vector: int, events: Sequence[int]
     return [at for at, event in enumerate(events) if fired(event, 0)]
 
 
-def locked() -> int:
-    """Bytes of locked memory that are counted as this process's."""
-    return number(status(os.getpid())["VmLck"]) << 10
+def locked(pid: int = 0) -> int:
+    """Bytes of locked memory that are counted as a process's, this one's if none is named."""
+    return number(status(pid or os.getpid())["VmLck"]) << 10
 
 
 def pinned() -> int:

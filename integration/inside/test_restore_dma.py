@@ -25,6 +25,7 @@ from .predecessor import (  # noqa: F401 - fixtures too
     maps_of,
     nothing_stays,
     pinned,
+    predecessor,
     ram,
     successors,
     taken_over,
@@ -61,6 +62,24 @@ def test_dma_goes_on_and_its_memory_is_ours_then() -> None:
             device.dma_map(ram(), other)
             edu.dma(driver, edu.BUFFER, IOVA, len(TEXT), edu.TO_MEMORY)
             assert os.pread(other, len(TEXT), 0) == TEXT
+            device.dma_unmap(ram())
+
+
+def test_of_a_predecessor_that_lives_the_locked_memory_moves() -> None:
+    with memory(SIZE) as fd:
+
+        def use(opened: list[HostDevice]) -> None:
+            Driver(opened[0]).enable()
+            opened[0].dma_map(ram(), fd)
+
+        with predecessor((devices.EDU,), use) as (pid, saved, kept):
+            (device,) = taken_over((devices.EDU,), saved, kept)
+            device.adopt(ram(), fd)
+            assert (locked(pid), locked()) == (0, SIZE)
+        with closing(device):
+            os.pwrite(fd, TEXT, 0)
+            edu.copy(Driver(device), IOVA, IOVA + PAGE, len(TEXT))
+            assert os.pread(fd, len(TEXT), PAGE) == TEXT
             device.dma_unmap(ram())
 
 
