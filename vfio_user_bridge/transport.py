@@ -133,8 +133,7 @@ class Connection:
         self._poll = poller.poll
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, self._timeval)
-        if books:
-            self._peeked(0)
+        self._peeked(0 if books else -1)  # -1: nobody asks
 
     def hurry(self, on: bool) -> None:
         """From now on a read that waits longer than the stall time fails; or no longer does."""

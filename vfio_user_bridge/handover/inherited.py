@@ -95,7 +95,8 @@ class Inherited:
         listener = Listener(socket.socket(fileno=self.take(name)))
         return listener.owned() if self._owned is None or what in self._owned else listener
 
-    def close(self) -> None:
-        """Close what nobody took."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+    def close(self, *, listeners: bool = True) -> None:
+        """Close what nobody took; of *listeners* too, or leave them for later."""
+        for name in list(self._files):
+            if listeners or not name.startswith(LISTENER):
+                os.close(self._files.pop(name))

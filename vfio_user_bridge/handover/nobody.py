@@ -48,7 +48,7 @@ class Nobody:
         return None
 
     def swept(self) -> None:
-        """What nobody has taken by now goes."""
+        """What nobody has taken by now goes, but for listening sockets."""
 
     def is_over(self) -> None:
         """All is there that serving takes: it is our turn.

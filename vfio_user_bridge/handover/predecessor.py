@@ -51,11 +51,14 @@ class Killed(_Somebody):
         self._store = super().store(manager)
         return self._store
 
-    def swept(self) -> None:
-        self._inherited.close()
+    def swept(self, *, listeners: bool = False) -> None:
+        # Who comes to a device that had no client waits at its socket meanwhile.
+        self._inherited.close(listeners=listeners)
         if self._store:
-            self._store.sweep()
-            self._store.settle()
+            self._store.sweep(listeners=listeners)
+
+    def is_over(self) -> None:
+        self.swept(listeners=True)
 
 
 class Running(_Somebody):

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from vfio_user_bridge.notify import Manager
 
-from .names import PREFIX
+from .names import LISTENER, PREFIX
 
 
 class Store:
@@ -49,11 +49,13 @@ class Store:
         """Wait until what was released is closed there."""
         self._manager.settle()
 
-    def sweep(self) -> None:
-        """What a predecessor had kept, and nobody has asked for, goes."""
+    def sweep(self, *, listeners: bool = True) -> None:
+        """What a predecessor had kept, and nobody has asked for, goes; *listeners* too, or later."""
         with self._lock:
             for name in [name for name, holders in self._holders.items() if not holders]:
-                self._drop(name)
+                if listeners or not name.startswith(LISTENER):
+                    self._drop(name)
+        self.settle()
 
     def _drop(self, name: str) -> None:
         del self._holders[name]
