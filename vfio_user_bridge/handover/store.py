@@ -50,7 +50,7 @@ class Store:
         self._manager.settle()
 
     def sweep(self, *, listeners: bool = True) -> None:
-        """What a predecessor had kept, and nobody has asked for, goes; *listeners* too, or later."""
+        """What a predecessor had kept, and nobody has asked for, goes; *listeners*, too, or not."""
         with self._lock:
             for name in [name for name, holders in self._holders.items() if not holders]:
                 if listeners or not name.startswith(LISTENER):
