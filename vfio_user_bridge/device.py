@@ -229,6 +229,10 @@ class Device(ABC):
         """
         self.dma_map(request, fd)
 
+    def reclaim(self) -> None:
+        """A successor may have adopted maps, and goes: this process goes on with them."""
+        return
+
     def close(self) -> None:
         """Give everything back. The device is not used afterwards."""
         return

@@ -196,6 +196,9 @@ class HostDevice(Device):
         if fd is not None and self._container.maps.adopt(request, fd):
             self._mapped[request.address] = request
 
+    def reclaim(self) -> None:
+        self._container.maps.reclaim()
+
     def reset(self) -> None:
         """By its own reset, or the bus's. As QEMU does it (vfio_pci_reset), the bus's comes before
         a change of power state, in which a device may keep what it likes.

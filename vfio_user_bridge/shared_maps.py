@@ -133,6 +133,14 @@ class SharedMaps:
             self._maps.add(request)
             return True
 
+    def reclaim(self) -> None:
+        """A successor has adopted them, and goes: they are this process's again."""
+        with self._changed:
+            adoption = Adoption(self._container, self._group) if self._entries else None
+            for entry in self._maps:
+                if adoption and (address := self._entries[entry.address].address):
+                    adoption.take(entry, address)
+
     def unmap(self, request: DmaMap) -> None:
         """Undo one `map`; the kernel's map goes with the last client's."""
         with self._changed:

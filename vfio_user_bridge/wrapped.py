@@ -93,5 +93,8 @@ class Wrapped(Device):
     def adopt(self, request: DmaMap, fd: int | None) -> None:
         self.inner.adopt(request, fd)
 
+    def reclaim(self) -> None:
+        self.inner.reclaim()
+
     def close(self) -> None:
         self.inner.close()

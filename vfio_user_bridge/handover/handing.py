@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import NoReturn
 
+from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.listener import Listener
 from vfio_user_bridge.notify import Manager
 from vfio_user_bridge.port import Port
@@ -56,7 +57,12 @@ def hand_over(
             "environment": manager.environment(),
             "stored": store.names if store else [],
         }
-        link.tell(document, files)
+        try:
+            link.tell(document, files)
+        except BridgeError:
+            for port in ports:
+                port.device.reclaim()
+            raise
         manager.succeeded_by(process)
         log.info("handed over to pid %d", process)
         # Not by any way that undoes things: all that is open here is the successor's now.
