@@ -17,11 +17,11 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from .device import Device
 from .errors import BridgeError
+from .handover.succession import Successions
 from .limits import DEFAULTS, Limits
 from .listener import Listener
 from .notify import Manager
@@ -47,16 +47,6 @@ _PATIENCE = 60.0
 _PAUSE = 0.1
 #: how soon it looks whether a device is at rest, should no bell tell; in seconds
 _GLANCE = 1.0
-
-
-class Succession:
-    """A successor that waits to take over, and what becomes of it."""
-
-    def __init__(self, link: Predecessor, process: int) -> None:
-        self.link = link
-        self.process = process
-        self.over = threading.Event()
-        self.failure: BridgeError | None = None
 
 
 class Server:
@@ -91,7 +81,8 @@ class Server:
         self._store = store
         #: what operators come to, by what it is called
         self.operators: dict[str, Listener] = {}
-        self._successions: SimpleQueue[Succession] = SimpleQueue()
+        #: who is to serve in our place
+        self.successions = Successions(self._ring)
         self._ports: list[Port] = []
         self._selector = selectors.PollSelector()  # to register with epoll takes memory
         self._bell, self._ringer = socket.socketpair()
@@ -123,7 +114,6 @@ class Server:
 
                 if left.document["device"]:
                     device.restore(left.document["device"], left.take)
-
                 if found := resume(port, left):
                     sock, state = found
                     port.go_on(*self._meet(port, sock, peer(sock), state))
@@ -165,7 +155,7 @@ class Server:
                     if port.door_shut and not port.busy:
                         self._open_door(port)
                 self._let_go()
-                self._hand_over()
+                self.successions.grant(self._hand_over)
             if self._stopped_by:
                 log.info("stopping: %s", signal.Signals(self._stopped_by).name)
         finally:
@@ -191,44 +181,10 @@ class Server:
             raise BridgeError(f"no device {name!r} is served here; there are: {known}")
         return chosen
 
-    def replace_by(self, link: Predecessor) -> None:
-        """Hand over to the successor behind *link*, and end. Any thread but the server's may ask.
+    def _hand_over(self, link: Predecessor, process: int) -> NoReturn:
+        from .handover.handing import hand_over
 
-        :raise BridgeError: that can't be done, and all goes on as before
-        """
-        try:
-            succession = Succession(link, link.greeted())
-            self._successions.put(succession)
-            self._ring()
-            succession.over.wait()
-            if succession.failure:
-                raise succession.failure
-        except BridgeError as error:
-            log.warning("not replaced: %s", error)
-            link.go_on()
-            raise
-
-    def _hand_over(self) -> None:
-        while not self._successions.empty():
-            succession = self._successions.get()
-            try:
-                from .handover.handing import hand_over
-
-                hand_over(
-                    succession.link,
-                    succession.process,
-                    self._ports,
-                    self.operators,
-                    self._manager,
-                    self._store,
-                )
-            except BridgeError as error:
-                succession.failure = error
-            except (OSError, MemoryError) as error:
-                reason = str(error) or "no memory"
-                succession.failure = BridgeError(f"the host fails us: {reason}; try again")
-            finally:
-                succession.over.set()
+        hand_over(link, process, self._ports, self.operators, self._manager, self._store)
 
     def _summary(self) -> str:
         """Which devices have a client, for `systemctl status`."""

@@ -88,7 +88,7 @@ def methods(server: Server, confinement: Callable[[], Confinement]) -> tuple[Met
         }
 
     def hand_over(file: int) -> None:
-        server.replace_by(Predecessor(socket.socket(fileno=os.dup(file))))
+        server.successions.ask(Predecessor(socket.socket(fileno=os.dup(file))))
 
     by_name: Methods = {
         "status": status,
