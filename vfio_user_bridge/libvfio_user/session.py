@@ -31,6 +31,7 @@ from typing import Any
 from vfio_user_bridge import eventfd
 from vfio_user_bridge.ancillary import receive_waiting
 from vfio_user_bridge.device import PciIrq
+from vfio_user_bridge.files import Files
 from vfio_user_bridge.messages import IRQ_SET_EVENTFDS, IRQ_SET_OFF, DmaMap, IrqSet, IrqSetFlags
 from vfio_user_bridge.protocol import (
     DEFAULT_DATA_XFER_SIZE,
@@ -140,7 +141,9 @@ class LibrarySession(Session):
         connection.max_size = HEADER.size + PAYLOAD_OVERHEAD + DEFAULT_DATA_XFER_SIZE
         self._count(Command.VERSION)
         capabilities = Capabilities(max_dma_maps=self._device.max_dma_maps)
-        return State(capabilities, counters=self.counters)
+        # No successor goes on with it: nothing is kept for one.
+        self.state = State(capabilities, counters=self.counters, files=Files(0))
+        return self.state
 
     def _attach(self, context: Context) -> OSError | None:
         """Let the library accept the stand-in, and replace that by the client if it does."""
