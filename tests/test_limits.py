@@ -59,7 +59,7 @@ def test_the_last_word_counts() -> None:
 
 def test_each_limit_is_described() -> None:
     names = [line.split()[0] for line in described().splitlines()]
-    assert names == ["version", "transfer", "fds", "maps", "mapped", "stall", "grace"]
+    assert names == ["version", "transfer", "fds", "maps", "files", "mapped", "stall", "grace"]
 
 
 # ---- What happens beyond them ---------------------------------------------------------------
