@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from .activation import Passed, passed
 from .confinement import Confinement, User, confine, find_user
-from .errors import BridgeError, UsageError
+from .errors import UsageError
 from .handover.nobody import VARIABLE, Nobody
 from .layers import Layers
 from .limits import Limits, parse
@@ -77,68 +77,60 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits, layers: Lay
     engine = _engine(options.engine)
     with ExitStack() as undo:
         before = _predecessor(given, undo)
-        manager = Manager(before.environment())
-        # The library keeps its clients' state to itself.
-        store = before.store(manager) if engine is Session else None
-        server = Server(
-            reset_on_disconnect=options.on_disconnect == "reset",
-            allowed=allowed(options.allow_uid, options.allow_gid),
-            limits=limits,
-            patience=options.poll,
-            session=engine,
-            manager=manager,
-            store=store,
-        )
-        undo.callback(server.close)
-        sockets = Sockets(options, names, given.sockets, undo, before)
-        groups = [*options.group_fd, *given.files]
-        devices = Devices(limits, groups, undo, bar_mmap=options.bar_mmap == "auto")
-        texts = dict(zip(names, options.devices, strict=True))
+        with before.or_it_goes_on():
+            manager = Manager(before.environment())
+            # The library keeps its clients' state to itself.
+            store = before.store(manager) if engine is Session else None
+            server = Server(
+                reset_on_disconnect=options.on_disconnect == "reset",
+                allowed=allowed(options.allow_uid, options.allow_gid),
+                limits=limits,
+                patience=options.poll,
+                session=engine,
+                manager=manager,
+                store=store,
+            )
+            undo.callback(server.close)
+            sockets = Sockets(options, names, given.sockets, undo, before)
+            groups = [*options.group_fd, *given.files]
+            devices = Devices(limits, groups, undo, bar_mmap=options.bar_mmap == "auto")
+            texts = dict(zip(names, options.devices, strict=True))
 
-        def offer(name: str, left: Left | None) -> None:
-            device = devices.open(texts[name], name, left)
-            try:
-                device, recorded = layers.around(device, again=before.found)
-                listener = sockets.open(name)
-            except BaseException:
-                device.close()
-                raise
-            server.add(device, listener, recorded, left)
-
-        # Those that go on come first: another may be in the same IOMMU group.
-        resumed = []
-        for name, left in before.left.items():
-            try:
-                offer(name, left)
-                resumed.append(name)
-            except BridgeError as error:
-                if before.runs:
+            def offer(name: str, left: Left | None) -> None:
+                device = devices.open(texts[name], name, left)
+                try:
+                    device, recorded = layers.around(device, again=before.found)
+                    listener = sockets.open(name)
+                except BaseException:
+                    device.close()
                     raise
-                log.error("%s: can't go on where its bridge was killed: %s", name, error)
-        before.swept()
-        for name in names:
-            if name not in resumed:
-                offer(name, None)
-        devices.check_groups()
-        listeners = {port.device.name: port.listener for port in server.ports()}
-        ready = [f"{name} ready on {listeners[name].address}\n" for name in names]
-        for_operators = {}
-        for name, each in _for_operators(options, server, lambda: confinement, before.listener):
-            undo.callback(each.close)
-            for_operators[name] = each
-            server.operators[name] = each.listener
-        ours = [*listeners.values(), *server.operators.values()]
-        confinement = _confine(options, user, [each.path for each in ours if each.path])
-        before.is_over()
-        for each in for_operators.values():
+                server.add(device, listener, recorded, left)
+
+            # Those that go on come first: another may be in the same IOMMU group.
+            resumed = before.resume(offer)
+            for name in names:
+                if name not in resumed:
+                    offer(name, None)
+            devices.check_groups()
+            listeners = {port.device.name: port.listener for port in server.ports()}
+            for_operators = []
+            for name, each in _for_operators(options, server, lambda: confinement, before.listener):
+                undo.callback(each.close)
+                for_operators.append(each)
+                server.operators[name] = each.listener
+            ours = [*listeners.values(), *server.operators.values()]
+            confinement = _confine(options, user, [each.path for each in ours if each.path])
+            before.is_over()
+        for each in for_operators:
             each.start()
+        ready = [f"{name} ready on {listeners[name].address}\n" for name in names]
 
         def announce() -> None:
             if not before.runs:
                 sys.stdout.write("".join(ready))
                 sys.stdout.flush()
             log.info("confined: %s", confinement)
-            for each in for_operators.values():
+            for each in for_operators:
                 log.info("for operators: %s on %s", each.what, each.listener.address)
 
         gc.freeze()  # all this stays: no collection need look at it again

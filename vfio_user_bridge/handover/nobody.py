@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,8 +48,18 @@ class Nobody:
         """The listening socket that it left for that."""
         return None
 
-    def swept(self) -> None:
-        """What nobody has taken by now goes, but for listening sockets."""
+    def resume(self, _offer: Callable[[str, Left], None]) -> Sequence[str]:
+        """*_offer* each device that it left, with what it left. Gives which of them go on.
+
+        :raise BridgeError: one doesn't, and the predecessor runs
+        """
+        return ()
+
+    def or_it_goes_on(self) -> contextlib.AbstractContextManager[None]:
+        """Whatever goes wrong within, one that runs is told, and this process ends there and then:
+        nothing may be undone that the two have in common.
+        """
+        return contextlib.nullcontext()
 
     def is_over(self) -> None:
         """All is there that serving takes: it is our turn.

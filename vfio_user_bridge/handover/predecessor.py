@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,7 +15,7 @@ from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.listener import Listener
 from vfio_user_bridge.notify import Manager
 
-from .inherited import Inherited
+from .inherited import Inherited, Left
 from .names import STDIO
 from .nobody import VARIABLE, Nobody
 from .store import Store
@@ -32,6 +33,10 @@ class _Somebody(Nobody):
 
     def listener(self, what: str) -> Listener | None:
         return self._inherited.listener(what)
+
+    def close(self) -> None:
+        """Close what nobody took."""
+        self._inherited.close()
 
 
 class Killed(_Somebody):
@@ -51,14 +56,26 @@ class Killed(_Somebody):
         self._store = super().store(manager)
         return self._store
 
-    def swept(self, *, listeners: bool = False) -> None:
-        # Who comes to a device that had no client waits at its socket meanwhile.
+    def resume(self, offer: Callable[[str, Left], None]) -> list[str]:
+        resumed = []
+        for name, left in self.left.items():
+            try:
+                offer(name, left)
+                resumed.append(name)
+            except BridgeError as error:
+                log.error("%s: can't go on where its bridge was killed: %s", name, error)
+        # What nobody has taken is in the way of who opens it anew. But who comes to a device that
+        # had no client waits at its socket meanwhile.
+        self._sweep(listeners=False)
+        return resumed
+
+    def is_over(self) -> None:
+        self._sweep(listeners=True)
+
+    def _sweep(self, *, listeners: bool) -> None:
         self._inherited.close(listeners=listeners)
         if self._store:
             self._store.sweep(listeners=listeners)
-
-    def is_over(self) -> None:
-        self.swept(listeners=True)
 
 
 class Running(_Somebody):
@@ -80,9 +97,21 @@ class Running(_Somebody):
     def environment(self) -> dict[str, str]:
         return dict(self._document["environment"])
 
-    def refuse(self, why: str) -> None:
-        """It can't be done: it goes on."""
-        self._link.refuse(why)
+    def resume(self, offer: Callable[[str, Left], None]) -> list[str]:
+        for name, left in self.left.items():
+            offer(name, left)
+        return list(self.left)
+
+    @contextlib.contextmanager
+    def or_it_goes_on(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            why = str(error) or type(error).__name__
+            self._link.refuse(why)  # who started us says it
+            if not isinstance(error, BridgeError):
+                log.exception("a defect of the bridge, please report it")
+            os._exit(1)
 
     def is_over(self) -> None:
         self._link.take_over()
@@ -95,22 +124,17 @@ def predecessor(kept: Mapping[str, int], undo: ExitStack) -> Nobody:
     """Who that is.
 
     :param kept: open files that the service manager kept
-    :param undo: tells one that runs to go on, if we don't come to serve
+    :param undo: closes what nobody took
     :raise BridgeError: it runs, and doesn't hand over
     """
     text = os.environ.pop(VARIABLE, "")
     if not text:
-        return Killed(kept)
+        killed = Killed(kept)
+        undo.callback(killed.close)
+        return killed
     try:
         sock = socket.socket(fileno=int(text))
     except (OSError, ValueError):
         raise BridgeError(f"{VARIABLE}={text} is no socket: unset it") from None
     sock.set_inheritable(False)
-    running = Running(sock)
-
-    def end(_kind: object, error: BaseException | None, _traceback: object) -> None:
-        if error:
-            running.refuse(str(error) or "it was stopped")
-
-    undo.push(end)
-    return running
+    return Running(sock)
