@@ -74,7 +74,9 @@ class Outbox:
             if not hold or self.waiting >= _MOST:
                 self.flush()
         else:
-            send_rest(self._socket, reply, self._socket.send(reply))
+            sent = self._socket.send(reply)
+            if sent < len(reply):
+                send_rest(self._socket, reply, sent)
 
     def put_files(self, reply: Buffer, fds: Sequence[int], _handled: int) -> None:
         """Send it by itself, for descriptors belong to what a segment begins with."""
@@ -94,6 +96,7 @@ class BookedOutbox(Outbox):
     def __init__(self, sock: socket.socket, books: Books) -> None:
         super().__init__(sock)
         self._books = books
+        self._fd = sock.fileno()
         self._room = 0  # bytes that can be placed
 
     def put(self, reply: Buffer, handled: int, hold: bool) -> None:
@@ -119,4 +122,4 @@ class BookedOutbox(Outbox):
         waiting = self.waiting
         if waiting:
             self.waiting = 0
-            self._books.send(self._socket.fileno(), waiting)
+            self._books.send(self._fd, waiting)

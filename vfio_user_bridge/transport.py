@@ -320,7 +320,8 @@ class Connection:
 
         :raise PeerGoneError: as `send`
         """
-        self.flush()
+        if self._outbox.waiting:
+            self.flush()
         self._consume(self._next)
         if self.taken and self._books:
             self._books.consumed()
