@@ -179,6 +179,7 @@ def test_an_unmask_that_came_after_all_was_saved_is_not_lost(kept: KeptFiles) ->
         with closing(Edu()) as new:
             new.restore(saved, kept.take)
             assert fired(event)
+            new.go_on()
             os.eventfd_write(unmask, 1)
             assert fired(event)
             put(new, Register.IRQ_ACKNOWLEDGE, 1)

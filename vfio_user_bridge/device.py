@@ -233,6 +233,10 @@ class Device(ABC):
         """A successor may have adopted maps, and goes: this process goes on with them."""
         return
 
+    def go_on(self) -> None:
+        """Its client, whom a predecessor had, is served again: there may be threads from now on."""
+        return
+
     def close(self) -> None:
         """Give everything back. The device is not used afterwards."""
         return

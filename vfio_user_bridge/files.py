@@ -66,10 +66,18 @@ class Files:
         entry = self._entries[number]
         entry[1] -= 1
         if not entry[1]:
-            del self._entries[number]
-            self._numbers = {name: n for name, n in self._numbers.items() if n != number}
-            close_all(entry[:1])
-            self.changed = True
+            self._forget(number)
+
+    def drop_unused(self) -> None:
+        """A predecessor had them for maps that it was yet to make."""
+        for number in [number for number, (_, uses) in self._entries.items() if not uses]:
+            self._forget(number)
+
+    def _forget(self, number: int) -> None:
+        fd, _ = self._entries.pop(number)
+        self._numbers = {name: n for name, n in self._numbers.items() if n != number}
+        close_all([fd])
+        self.changed = True
 
     def named(self) -> list[tuple[int, str, int]]:
         """Number, name and descriptor of each."""

@@ -74,6 +74,9 @@ class Ledger(Protocol):
     def again(self) -> int:
         """That is tried once more: how often it was before."""
 
+    def answered(self) -> None:
+        """What a predecessor was killed over is answered: what comes next is another."""
+
     def rows(self) -> Rows: ...
     def write(self) -> None: ...
     def add_map(self, entry: DmaMap, file: int) -> None: ...
@@ -117,6 +120,7 @@ class State:
         if self.ledger:
             self.ledger.remove_map(entry)
         self.files.drop(self.file_of.pop(entry.address, 0))
+        self.changed |= self.files.changed
 
     def write_down(self) -> None:
         """All but the maps, which are written down as they are made."""
@@ -189,6 +193,8 @@ class Requests:
                     self._state.remove_map(entry)
         if message.command not in self.handlers:
             raise refuse(errno.EINVAL, "there is no such command")
+        if message.command == Command.DEVICE_SET_IRQS:
+            return self._device_set_irqs(message, again=True)
         return self.handlers[message.command](message)
 
     def _version_again(self, _message: Message) -> bytes:
@@ -327,7 +333,7 @@ class Requests:
             raise refuse(errno.EINVAL, f"the device has no interrupt of type {request.index}")
         return info.pack()
 
-    def _device_set_irqs(self, message: Message) -> bytes:
+    def _device_set_irqs(self, message: Message, *, again: bool = False) -> bytes:
         """The checks of vfio_set_irqs_validate_and_prepare, and that the eventfds are all there."""
         request = IrqSet.unpack(message.payload)
         data, action = request.flags & _DATA, request.flags & _ACTION
@@ -350,7 +356,12 @@ class Requests:
         eventfds = len(message.fds)
         if eventfds and (data != IrqSetFlags.DATA_EVENTFD or eventfds != count):
             raise refuse(errno.EINVAL, f"{eventfds} eventfds for {count} interrupts")
-        self._device.set_irqs(request, message.fds)
+        try:
+            self._device.set_irqs(request, message.fds)
+        except OSError as error:
+            # What is off already can't be switched off, says the kernel.
+            if count or not again or error.errno != errno.EINVAL:
+                raise
         self._state.note_irqs(request, eventfds)
         return b""
 

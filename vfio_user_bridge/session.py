@@ -85,6 +85,8 @@ class Session:
                 log.info("%s: serving %s", self._device.name, self._peer)
             else:
                 state = self.state
+                with self._turn:
+                    self._device.go_on()
                 log.info("%s: going on with %s", self._device.name, self._peer)
                 self._go_on(state)
             self._serve(state)
@@ -186,6 +188,7 @@ class Session:
                 else:
                     self._send(message, reply)
             connection.done()
+            self._ledger.answered()
         finally:
             message.close_fds()
 

@@ -96,5 +96,8 @@ class Wrapped(Device):
     def reclaim(self) -> None:
         self.inner.reclaim()
 
+    def go_on(self) -> None:
+        self.inner.go_on()
+
     def close(self) -> None:
         self.inner.close()

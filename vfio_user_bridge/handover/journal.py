@@ -176,6 +176,8 @@ class Journal:
         commit = self._words[_COMMIT]
         handled = commit >> _TAIL_BITS & _HANDLED
         if handled and sock.getsockopt(socket.SOL_SOCKET, SO_PEEK_OFF) >= handled:
+            # What is behind may have been peeked, too: then not even reading would make that less.
+            sock.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, handled)
             sock.recv(handled, socket.MSG_DONTWAIT)
         self._words[_COMMIT] = commit & (_TAKEN | _BUSY | _TAIL)
         if not commit & _BUSY:
@@ -202,6 +204,10 @@ class Journal:
         before = self._words[_AGAIN]
         self._words[_AGAIN] = before + 1
         return before
+
+    def answered(self) -> None:
+        """That message is done with: what comes next is another."""
+        self._words[_AGAIN] = 0
 
     # ---- The document --------------------------------------------------------------------------
 

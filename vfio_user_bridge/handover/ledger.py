@@ -68,6 +68,9 @@ class Ledger:
     def again(self) -> int:
         return self.journal.again()
 
+    def answered(self) -> None:
+        self.journal.answered()
+
     def rows(self) -> Rows:
         """What messages are counted in."""
         return self.journal.rows()

@@ -31,6 +31,8 @@ def resume(port: Port, left: Left) -> tuple[socket.socket, State | None] | None:
         port.clients, port.since = document["clients"], document["since"]
         port.past = to_counters(document["past"])
         if document["client"] is None:
+            if left.journal:
+                left.journal.forget_client()  # its bridge was about to
             return None
         client = socket.socket(fileno=left.take(document["client"]))
         try:
@@ -66,6 +68,7 @@ def _state(port: Port, left: Left) -> State:
             state.file_of[entry.address] = file
         if port.ledger and not left.journal:
             port.ledger.add_map(entry, file)
+    state.files.drop_unused()
     state.files.changed = False
     state.ledger = port.ledger
     return state

@@ -185,6 +185,9 @@ class Edu(Device):
         self._intx, self._told_of_dma = saved["intx"], saved["told of DMA"]
         self._interrupts.restore(saved["interrupts"], take)
 
+    def go_on(self) -> None:
+        self._interrupts.go_on()
+
     def close(self) -> None:
         self._interrupts.close()
         self._memory.close()

@@ -62,6 +62,10 @@ class Interrupts:
         for each, state in zip(self._all, saved, strict=True):
             each.restore(state, take)
 
+    def go_on(self) -> None:
+        """After `restore`: there may be threads."""
+        self.intx.go_on()
+
     def disable(self) -> None:
         """Forget every eventfd."""
         for each in self._all:
@@ -140,8 +144,11 @@ class Line:
         # An eventfd may have unmasked it since that was saved, without a trace: so that counts as
         # done. To tell of a line twice does no harm; not to tell of it stops the guest's driver.
         self._masked = saved["masked"] and unmask.fd < 0
-        self._watch.watch(unmask)
+        self._watch.restore(unmask)
         self._update()
+
+    def go_on(self) -> None:
+        self._watch.go_on()
 
     def set_irqs(self, request: IrqSet, fd: int | None) -> None:
         flags = request.flags
@@ -228,6 +235,14 @@ class _Watch(Thread):
 
     def save(self, keep: Keep) -> str | None:
         return self._event.save(keep)
+
+    def restore(self, event: Kept) -> None:
+        """To be watched once we `go_on`."""
+        self._event = event
+
+    def go_on(self) -> None:
+        if self._event.fd >= 0:
+            self.start()
 
     def watch(self, event: Kept) -> None:
         """Go over to *event*: once this returns, no other one unmasks."""
