@@ -65,6 +65,7 @@ def hand_over(
             raise
         manager.succeeded_by(process)
         log.info("handed over to pid %d", process)
+        link.leave()
         # Not by any way that undoes things: all that is open here is the successor's now.
         os._exit(0)
 

@@ -6,11 +6,13 @@ They have a stream socket between them, on which each message is a length and Me
     successor    hello: who it is, which documents it knows
     predecessor  all: the document, then the open files that it names
     successor    ready, or refused and why
+    predecessor  gone
 
-Before `all`, the predecessor stops between two messages of each client. After `ready` it ends
-without another word; the successor waits for that, which the end of the stream tells, and serves:
-two that read from one socket would each miss what the other has read. If it is refused, or told
-nothing for too long, the predecessor goes on, and says so in place of ending.
+Before `all`, the predecessor stops between two messages of each client. After `ready` it tells the
+service manager who succeeds it, says so, and ends. The successor waits for that, which the end of
+the stream tells, and serves: two that read from one socket would each miss what the other has read.
+One that ends without `gone` was killed, and its manager starts another in its place. If it is
+refused, or told nothing for too long, the predecessor goes on, and says so in place of `gone`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ import contextlib
 import os
 import select
 import socket
-import time
 from collections.abc import Mapping
 from struct import Struct
 from typing import Any
@@ -113,6 +114,11 @@ class Predecessor(_Link):
         if "refused" in answer:
             raise BridgeError(str(answer["refused"]))
 
+    def leave(self) -> None:
+        """The successor's turn is now: this process ends."""
+        with contextlib.suppress(BridgeError):  # it has gone, which is our manager's to mend
+            self._say({"gone": True})
+
     def go_on(self) -> None:
         """The successor is to go."""
         with contextlib.suppress(BridgeError):  # it has gone
@@ -163,13 +169,11 @@ class Successor(_Link):
         :raise BridgeError: it goes on
         """
         self._say({"ready": True})
-        deadline = time.monotonic() + PATIENCE
-        self._socket.settimeout(max(0.0, deadline - time.monotonic()))
-        try:
-            if self._socket.recv(1):
-                raise BridgeError("the predecessor goes on: this one came too late")
-        except TimeoutError:
-            raise BridgeError("the predecessor doesn't end; going") from None
-        except ConnectionError:
-            pass
+        if "gone" not in self._hear():
+            raise BridgeError("the predecessor goes on: this one came too late")
+        with contextlib.suppress(ConnectionError):
+            try:
+                self._socket.recv(1)
+            except TimeoutError:
+                raise BridgeError("the predecessor doesn't end; going") from None
         self.close()
