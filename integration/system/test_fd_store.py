@@ -23,7 +23,7 @@ import pytest
 from integration import devices, page
 from vfio_user_bridge.kernel import pci
 
-from .test_systemd import binding, prop, service, systemctl, unit_socket
+from .units import binding, prop, service, systemctl, unit_socket
 from .waiting import PATIENCE, until
 
 DEVICE = devices.EDU_ALONE
