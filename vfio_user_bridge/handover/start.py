@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.management.control import ask
 
 from .nobody import VARIABLE
+from .orphan import Orphan
 
 _PACKAGES = Path(__file__).parents[2]
 
@@ -31,43 +31,34 @@ def upgrade(control: Path) -> str:
     _check_manager(before["pid"])
     ours, theirs = socket.socketpair()
     with theirs:
-        process = _start(before, theirs)
-    try:
-        ask(control, "hand-over", files=[ours.detach()], hand=True)
-    except BridgeError as error:
-        # No answer is the good one: it has ended. The socket is its successor's then.
-        if process.poll() is not None or ask(control, "status")["pid"] != process.pid:
-            _end(process)
-            raise error from None
-    return (
-        f"vfio-user-bridge {before['version']}, pid {before['pid']}, has handed over to"
-        f" {__version__}, pid {process.pid}"
-    )
+        successor = _start(before, theirs)
+    with contextlib.closing(successor):
+        try:
+            ask(control, "hand-over", files=[ours.detach()], hand=True)
+        except BridgeError as error:
+            # No answer is the good one: it has ended. The socket is its successor's then.
+            if successor.has_ended() or ask(control, "status")["pid"] != successor.pid:
+                if not successor.has_ended(1):
+                    successor.kill()
+                raise error from None
+        return (
+            f"vfio-user-bridge {before['version']}, pid {before['pid']}, has handed over to"
+            f" {__version__}, pid {successor.pid}"
+        )
 
 
-def _start(before: dict[str, Any], link: socket.socket) -> subprocess.Popen[bytes]:
+def _start(before: dict[str, Any], link: socket.socket) -> Orphan:
     """It has our standard error until it serves, so that we see why if it doesn't."""
     path = os.pathsep.join(filter(None, (str(_PACKAGES), os.environ.get("PYTHONPATH"))))
     try:
-        return subprocess.Popen(
+        return Orphan(
             (sys.executable, "-m", "vfio_user_bridge", *before["arguments"]),
-            cwd=before["directory"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=[link.fileno()],
-            env={**os.environ, VARIABLE: str(link.fileno()), "PYTHONPATH": path},
-            start_new_session=True,
+            directory=before["directory"],
+            environment={**os.environ, VARIABLE: str(link.fileno()), "PYTHONPATH": path},
+            fd=link.fileno(),
         )
     except OSError as error:
         raise BridgeError(f"can't start the new version: {error.strerror}") from None
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(1)
-    if process.poll() is None:
-        process.kill()
-        process.wait()
 
 
 def _check_manager(process: int) -> None:

@@ -18,6 +18,9 @@ from pathlib import Path
 from vfio_user_bridge import __version__, log
 from vfio_user_bridge.confinement import Confinement
 from vfio_user_bridge.errors import BridgeError
+
+# Loaded now: when it is needed, its file may be a newer version's, or out of reach.
+from vfio_user_bridge.handover import handing  # noqa: F401
 from vfio_user_bridge.handover.upgrade import Predecessor
 from vfio_user_bridge.limits import RECORD_LIMIT
 from vfio_user_bridge.port import Port
