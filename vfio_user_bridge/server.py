@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from .device import Device
 from .errors import BridgeError
+from .handover.handing import hand_over  # not when it is called: it may be another version's then
 from .handover.succession import Successions
 from .limits import DEFAULTS, Limits
 from .listener import Listener
@@ -182,8 +183,6 @@ class Server:
         return chosen
 
     def _hand_over(self, link: Predecessor, process: int) -> NoReturn:
-        from .handover.handing import hand_over
-
         hand_over(link, process, self._ports, self.operators, self._manager, self._store)
 
     def _summary(self) -> str:

@@ -29,6 +29,8 @@ def upgrade(control: Path) -> str:
     """
     before = ask(control, "command-line")
     _check_manager(before["pid"])
+    if before["user"] != os.geteuid():  # root's successor would be root
+        raise BridgeError(f"the bridge was started by user {before['user']}: upgrade as that user")
     ours, theirs = socket.socketpair()
     with theirs:
         successor = _start(before, theirs)
@@ -58,7 +60,9 @@ def _start(before: dict[str, Any], link: socket.socket) -> Orphan:
             fd=link.fileno(),
         )
     except OSError as error:
-        raise BridgeError(f"can't start the new version: {error.strerror}") from None
+        raise BridgeError(
+            f"can't start {sys.executable}: {error.strerror}; the old bridge goes on"
+        ) from None
 
 
 def _check_manager(process: int) -> None:

@@ -62,5 +62,8 @@ class Successions:
             except (OSError, MemoryError) as error:
                 reason = str(error) or "no memory"
                 succession.failure = BridgeError(f"the host fails us: {reason}; try again")
+            except Exception:  # guests are worth more than an upgrade
+                log.exception("a defect of the bridge, please report it")
+                succession.failure = BridgeError("a defect of the bridge, which its log has")
             finally:
                 succession.over.set()

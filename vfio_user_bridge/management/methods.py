@@ -32,7 +32,7 @@ from .control import Methods
 def methods(server: Server, confinement: Callable[[], Confinement]) -> tuple[Methods, Methods]:
     """Those that take values, and those that take a file before them; by name."""
 
-    directory = str(Path.cwd())
+    directory, user = str(Path.cwd()), os.geteuid()  # before all that is given up
 
     def one(device: object) -> Port:
         ports = _ports(device)
@@ -88,6 +88,7 @@ def methods(server: Server, confinement: Callable[[], Confinement]) -> tuple[Met
             "version": __version__,
             "arguments": sys.argv[1:],
             "directory": directory,
+            "user": user,
         }
 
     def hand_over(file: int) -> None:
