@@ -25,5 +25,6 @@ def test_operate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         page.run("operate.md", here)
     finally:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            os.kill(int((tmp_path / "vm.pid").read_text()), signal.SIGKILL)
+        for file in ("vm.pid", "vm2.pid"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                os.kill(int((tmp_path / file).read_text()), signal.SIGKILL)

@@ -68,7 +68,11 @@ class Inherited:
                     if journal.document:
                         self._add(unpack(journal.document), journal)
                 except (BridgeError, OSError, KeyError) as error:
-                    log.error("%s of a bridge that was killed is of no use: %s", name, error)
+                    log.error(
+                        "%s of a bridge that was killed is of no use, its client is lost: %s",
+                        name,
+                        error,
+                    )
 
     def _journal(self, name: str) -> Journal:
         return Journal(self.take(name))

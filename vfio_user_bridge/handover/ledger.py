@@ -81,7 +81,12 @@ class Ledger:
             data = pack(of_port(self._port, self._holdings.keep))
             if len(data) > DOCUMENT_SIZE:
                 name = self._port.device.name
-                log.error("%s: its state takes %d bytes: it isn't written down", name, len(data))
+                log.error(
+                    "%s: its state takes %d bytes, %d are possible: a crash would lose its client",
+                    name,
+                    len(data),
+                    DOCUMENT_SIZE,
+                )
                 return
             self.journal.document = data
             released = self._holdings.end_round()
