@@ -96,6 +96,7 @@ class Server:
         sock: Any = Doomed(self.sock, fuse, CALLS)
         books: Any = Doomed(self.books, fuse, ENTRIES)
         connection = Connection(sock, Limits(fds=4, stall=5), books=books)
+        connection.start()
         while waits(self.sock):
             self._answer(connection, connection.receive())
 
@@ -227,6 +228,7 @@ def a_connection() -> Iterator[tuple[Connection, Journal, socket.socket]]:
     ours, peer = socket.socketpair()
     books = Journal.create(1)
     connection = Connection(ours, Limits(stall=0.05), books=books)
+    connection.start()
     with peer:
         yield connection, books, peer
     connection.close()
@@ -299,11 +301,24 @@ def test_a_peer_that_never_reads_is_gone() -> None:
 # ---- Between messages -----------------------------------------------------------------------
 
 
+def test_what_a_predecessor_sees_before_it_goes_is_its_successors() -> None:
+    with a_connection() as (connection, books, peer):
+        successor = Connection(connection.socket.dup(), Limits(stall=0.05), books=books)
+        peer.sendall(message(READ, region(0, 7, 4), number=1))
+        assert connection.receive().id == 1
+        connection.pause()
+        successor.start()
+        successor.hurry(True)
+        assert successor.receive().id == 1
+        successor.socket.close()
+
+
 @pytest.mark.parametrize("kept", [False, True], ids=["without books", "with books"])
 def test_what_is_not_answered_stays_in_the_socket(kept: bool) -> None:
     ours, peer = socket.socketpair()
     books = Journal.create(1)
     connection = Connection(ours, books=books if kept else None)
+    connection.start()
     with peer, memory_files(1) as files:
         for number in range(3):
             peer.sendall(message(READ, region(0, 7, 4), number=number))

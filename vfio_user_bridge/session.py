@@ -78,6 +78,7 @@ class Session:
         """Serve, then put the device back: with a reset, if *reset*."""
         why = "after an error of the bridge's own"
         try:
+            self._connection.start()
             if self.state is None:
                 with self._turn:
                     self._device.prepare()

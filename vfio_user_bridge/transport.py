@@ -84,7 +84,7 @@ class Message:
 class Connection:
     """A connected UNIX stream socket, on which the peer keeps to *limits*.
 
-    For each message: `receive`; `begin`; do it; `send` or `skip`; `done`.
+    First `start`. For each message: `receive`; `begin`; do it; `send` or `skip`; `done`.
 
     :param patience: how long to look for the next message before sleeping until it comes, in
         seconds, if the one before came as soon
@@ -133,7 +133,13 @@ class Connection:
         self._poll = poller.poll
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, self._timeval)
-        self._peeked(0 if books else -1)  # -1: nobody asks
+
+    def start(self) -> None:
+        """Once, before all else: nobody looks at the socket any more but this one.
+
+        Until a predecessor has gone, its thread may see a message come, which counts as peeked.
+        """
+        self._peeked(0 if self._books else -1)  # -1: nobody asks
 
     def hurry(self, on: bool) -> None:
         """From now on a read that waits longer than the stall time fails; or no longer does."""
