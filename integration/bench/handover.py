@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 
 from integration.away import Away
@@ -18,6 +19,8 @@ SUPERVISE = (sys.executable, "-m", "vfio_user_bridge", "supervise", "serve", "mo
 PEER = "exec to ready line of another bridge"
 #: what nobody notices, in milliseconds
 LONGEST = 300
+#: seconds; a bridge that is killed sooner is started again after a pause
+LIFE = 1.0
 
 
 def measure(setting: Setting) -> Iterator[Line]:
@@ -32,6 +35,7 @@ def measure(setting: Setting) -> Iterator[Line]:
             for _ in range(effort.rounds):
                 us.append([])
                 for _ in range(effort.starts):
+                    time.sleep(LIFE)
                     before = pid(control)
                     away.longest()
                     replace(control)
