@@ -191,8 +191,6 @@ class Requests:
                 if entry == request:
                     self._device.dma_unmap(entry)
                     self._state.remove_map(entry)
-        if message.command not in self.handlers:
-            raise refuse(errno.EINVAL, "there is no such command")
         if message.command == Command.DEVICE_SET_IRQS:
             return self._device_set_irqs(message, again=True)
         return self.handlers[message.command](message)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from .activation import Passed, passed
 from .confinement import Confinement, User, confine, find_user
-from .errors import UsageError
+from .errors import BridgeError, UsageError
 from .handover.nobody import VARIABLE, Nobody
 from .layers import Layers
 from .limits import Limits, parse
@@ -97,6 +97,8 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits, layers: Lay
             texts = dict(zip(names, options.devices, strict=True))
 
             def offer(name: str, left: Left | None) -> None:
+                if name not in texts:
+                    raise BridgeError("it isn't served here any more")
                 device = devices.open(texts[name], name, left)
                 try:
                     device, recorded = layers.around(device, again=before.found)

@@ -100,7 +100,7 @@ class Server:
         """Offer *device* on *listener*; both are the server's to close from now on.
 
         :param recorded: the device, if it can be recorded
-        :param left: what a predecessor left of it; the device has its part of that already
+        :param left: what a predecessor left of it
         :raise BridgeError: that makes no sense
         """
         port = Port(device, listener, recorded)
@@ -113,14 +113,15 @@ class Server:
             if left:
                 from .handover.resume import resume
 
-                if left.document["device"]:
-                    device.restore(left.document["device"], left.take)
                 if found := resume(port, left):
                     sock, state = found
                     port.go_on(*self._meet(port, sock, peer(sock), state))
         except BaseException:
             self._ports.remove(port)
-            listener.close()
+            if left:
+                listener.socket.close()  # it is open elsewhere, too: its file stays
+            else:
+                listener.close()
             port.close()
             raise
 

@@ -7,7 +7,9 @@ there is one, and else in the document too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,13 @@ VERSION = 1
 
 Document = dict[str, Any]
 
+#: what comes of values that aren't what they should be
+_NONSENSE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, struct.error)
+
+_OF_ALL = frozenset(
+    ("name", "draining", "deadline", "clients", "since", "past", "device", "client", "state")
+)
+
 
 def pack(document: Mapping[str, Any]) -> bytes:
     data: bytes = _msgpack().packb({"version": VERSION, **document})
@@ -44,7 +53,21 @@ def unpack(data: bytes) -> Document:
         raise BridgeError("its document makes no sense") from None
     if version != VERSION:
         raise BridgeError(f"its document has version {version}, this bridge knows {VERSION}")
+    if not document.keys() >= _OF_ALL or not isinstance(document["name"], str):
+        raise BridgeError("its document makes no sense")
     return dict(document)
+
+
+@contextlib.contextmanager
+def making_sense() -> Iterator[None]:
+    """What is done within is done with what a document says.
+
+    :raise BridgeError: it can't be
+    """
+    try:
+        yield
+    except (*_NONSENSE, OSError) as error:
+        raise BridgeError(f"its document makes no sense: {error!r}") from None
 
 
 def _msgpack() -> Any:
@@ -118,8 +141,12 @@ def to_state(saved: Mapping[str, Any], take: Take, counters: Counters) -> State:
         since=saved["since"],
         counters=counters,
     )
-    for number, name in saved["files"]:
-        state.files.put(number, name, take(name))
+    try:
+        for number, name in saved["files"]:
+            state.files.put(number, name, take(name))
+    except BaseException:
+        state.files.close()
+        raise
     return state
 
 

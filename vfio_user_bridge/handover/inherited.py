@@ -16,7 +16,7 @@ from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.listener import Listener
 from vfio_user_bridge.messages import DmaMap
 
-from .document import Document, to_maps, to_rows, unpack
+from .document import Document, making_sense, to_maps, to_rows, unpack
 from .journal import Journal
 from .names import JOURNAL, LISTENER
 
@@ -64,10 +64,11 @@ class Inherited:
         for name in self._files:
             if name.startswith(JOURNAL):
                 try:
-                    journal = self._journal(name)
-                    if journal.document:
-                        self._add(unpack(journal.document), journal)
-                except (BridgeError, OSError, KeyError) as error:
+                    with making_sense():
+                        journal = self._journal(name)
+                        if journal.document:
+                            self._add(unpack(journal.document), journal)
+                except BridgeError as error:
                     log.error(
                         "%s of a bridge that was killed is of no use, its client is lost: %s",
                         name,

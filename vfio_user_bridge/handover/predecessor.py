@@ -15,6 +15,7 @@ from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.listener import Listener
 from vfio_user_bridge.notify import Manager
 
+from .document import making_sense
 from .inherited import Inherited, Left
 from .names import STDIO
 from .nobody import VARIABLE, Nobody
@@ -60,7 +61,8 @@ class Killed(_Somebody):
         resumed = []
         for name, left in self.left.items():
             try:
-                offer(name, left)
+                with making_sense():
+                    offer(name, left)
                 resumed.append(name)
             except BridgeError as error:
                 log.error("%s: can't go on where its bridge was killed: %s", name, error)
@@ -99,7 +101,8 @@ class Running(_Somebody):
 
     def resume(self, offer: Callable[[str, Left], None]) -> list[str]:
         for name, left in self.left.items():
-            offer(name, left)
+            with making_sense():
+                offer(name, left)
         return list(self.left)
 
     @contextlib.contextmanager

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
-from collections.abc import Iterator
 
 from vfio_user_bridge.counters import Counters
 from vfio_user_bridge.errors import BridgeError
@@ -18,32 +16,33 @@ from .inherited import Left
 
 
 def resume(port: Port, left: Left) -> tuple[socket.socket, State | None] | None:
-    """Give *port* what its predecessor had; its device has that already.
+    """Give *port* what its predecessor had. Call it while `making_sense`.
 
     Gives the client's socket, and its state unless it has yet to agree on a version; None if there
     is no client.
 
-    :raise BridgeError: what was left makes no sense, or the device can't go on with it
+    :raise BridgeError: the device can't go on with it
     """
     document = left.document
-    with _making_sense():
-        port.draining, port.deadline = document["draining"], document["deadline"]
-        port.clients, port.since = document["clients"], document["since"]
-        port.past = to_counters(document["past"])
-        if document["client"] is None:
-            if left.journal:
-                left.journal.forget_client()  # its bridge was about to
-            return None
-        client = socket.socket(fileno=left.take(document["client"]))
-        try:
-            journal = left.journal
-            if journal:
-                journal.recover(client)
-            agreed = document["state"] and not (journal and journal.begun and _is_new(client))
-            state = _state(port, left) if agreed else None
-        except BaseException:
-            client.close()
-            raise
+    if document["device"]:
+        port.device.restore(document["device"], left.take)
+    port.draining, port.deadline = document["draining"], document["deadline"]
+    port.clients, port.since = document["clients"], document["since"]
+    port.past = to_counters(document["past"])
+    if document["client"] is None:
+        if left.journal:
+            left.journal.forget_client()  # its bridge was about to
+        return None
+    client = socket.socket(fileno=left.take(document["client"]))
+    try:
+        journal = left.journal
+        if journal:
+            journal.recover(client)
+        agreed = document["state"] and not (journal and journal.begun and _is_new(client))
+        state = _state(port, left) if agreed else None
+    except BaseException:
+        client.close()
+        raise
     return client, state
 
 
@@ -81,11 +80,3 @@ def _is_new(client: socket.socket) -> bool:
     except OSError:
         head = b""
     return len(head) == HEADER.size and Header.unpack(head).command == Command.VERSION
-
-
-@contextlib.contextmanager
-def _making_sense() -> Iterator[None]:
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BridgeError(f"the document of a predecessor makes no sense: {error!r}") from None
