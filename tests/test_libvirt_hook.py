@@ -77,25 +77,39 @@ def properties(words: list[str]) -> list[str]:
 
 def test_start(host: Host, tmp_path: Path) -> None:
     assert host.hook("start", xml(MANAGED, OTHER)).returncode == 0
-    ((tool, *words),) = host.asked
-    assert tool == "systemd-run"
+    (tool, *bind), (same_tool, *words) = host.asked
+    assert tool == same_tool == "systemd-run"
+    program = str(tmp_path / "vfio-user-bridge")
+    holder = "vfio-user-bridge-libvirt-vm-bind.service"
+    assert f"--unit={holder}" in bind
+    assert "--service-type=oneshot" in bind
+    assert {f"ExecStop={program} unbind 0000:01:10.1", "RemainAfterExit=yes"} < {*properties(bind)}
+    assert bind[-3:] == [program, "bind", "0000:01:10.1"]
     assert "--unit=vfio-user-bridge-libvirt-vm.service" in words
     assert "--service-type=notify" in words
-    program = str(tmp_path / "vfio-user-bridge")
     serve = [program, "serve", "0000:01:10.1", "0000:01:10.2", "--socket-dir", str(FOLDER)]
     assert words[-len(serve) :] == serve
-    told = properties(words)
-    assert f"ExecStartPre={program} bind 0000:01:10.1" in told
-    assert f"ExecStopPost={program} unbind 0000:01:10.1" in told
     sockets = f"{FOLDER}/0000:01:10.1.sock {FOLDER}/0000:01:10.2.sock"
-    assert f"ExecStartPost=+/bin/chown +64055:+64055 {sockets}" in told
+    owned = f"ExecStartPost=+/bin/chown +64055:+64055 {sockets}"
+    assert {owned, f"Requires={holder}", f"After={holder}"} < {*properties(words)}
 
 
 def test_start_of_what_is_not_managed(host: Host) -> None:
     """And where QEMU runs as root."""
     assert host.hook("start", xml(OTHER, label="")).returncode == 0
     ((_, *words),) = host.asked
-    assert not [told for told in properties(words) if told.startswith("Exec")]
+    assert not [told for told in properties(words) if told.startswith(("Exec", "Requires"))]
+
+
+def test_killed_it_is_gone_on_with(host: Host) -> None:
+    """As in the unit that we have for one device."""
+    host.hook("start", xml(OTHER))
+    ((_, *words),) = host.asked
+    (unit,) = HOOK.parents[1].glob("systemd/vfio-user-bridge@.service")
+    kept = ("FileDescriptorStoreMax", "StartLimit", "Restart", "LimitMEMLOCK", "LimitCORE")
+    expected = {line for line in unit.read_text().splitlines() if line.startswith(kept)}
+    assert len(expected) == 9
+    assert expected < {*properties(words)}
 
 
 def test_start_fails(host: Host) -> None:
@@ -106,27 +120,39 @@ def test_start_fails(host: Host) -> None:
     assert (done.returncode, done.stderr) == (1, "vfio-user-bridge: other\n")
 
 
-def test_options_of_the_domain(host: Host) -> None:
-    """Those that its <metadata> has go to `serve`."""
+def test_options_of_the_domain(host: Host, tmp_path: Path) -> None:
+    """Those that its <metadata> has go to `serve`; with a control socket, it can be upgraded."""
     more = "--control '/run/vfio-user-bridge/my vm.control' --metrics /run/vfio-user-bridge/metrics"
     described = xml(MANAGED).replace(" sockets=", f' options="{more}" sockets=')
     assert more in described
     assert host.hook("start", described).returncode == 0
-    (run,) = (asked for asked in host.asked if asked[0] == "systemd-run")
+    *_, run = host.asked
     assert run[-4:] == [
         *("--control", "/run/vfio-user-bridge/my vm.control"),
         *("--metrics", "/run/vfio-user-bridge/metrics"),
     ]
+    reload = f"{tmp_path}/vfio-user-bridge upgrade --control '/run/vfio-user-bridge/my vm.control'"
+    assert f"ExecReload={reload}" in properties(run)
 
 
 def test_release(host: Host) -> None:
+    """The bridge goes first."""
     host.fails("systemctl")  # it never started
     assert host.hook("release", xml(MANAGED)).returncode == 0
-    assert host.asked == [["systemctl", "--quiet", "stop", "vfio-user-bridge-libvirt-vm.service"]]
+    unit = "vfio-user-bridge-libvirt-vm"
+    stopped = (f"{unit}.service", f"{unit}-bind.service")
+    assert host.asked == [["systemctl", "--quiet", "stop", each] for each in stopped]
+
+
+def test_a_device_that_cannot_be_had(host: Host) -> None:
+    """Its bridge isn't started."""
+    host.fails("systemd-run")
+    assert host.hook("start", xml(MANAGED)).returncode == 1
+    assert [asked[0] for asked in host.asked].count("systemd-run") == 1
 
 
 def test_names_of_domains(host: Host) -> None:
-    assert host.hook("release", xml(MANAGED), "my vm-1.ä@x").returncode == 0
+    host.hook("release", xml(MANAGED), "my vm-1.ä@x")
     assert host.asked[0][-1] == r"vfio-user-bridge-libvirt-my\x20vm-1.\xc3\xa4\x40x.service"
 
 

@@ -3,8 +3,8 @@
 """libvirt's hook for QEMU (https://libvirt.org/hooks.html): a domain's bridge, as long as it runs.
 
 A domain that `vfio-user-bridge libvirt-xml` made has its PCI host devices in its <metadata>. They
-get one bridge, a transient unit of systemd, which takes those that are managed='yes' from their
-drivers, serves all, and gives the former back however it ends.
+get one bridge, a transient unit of systemd, which is started again if it is killed, and goes on.
+Another unit takes those that are managed='yes' from their drivers, and gives them back in the end.
 
 libvirtd runs this under its own AppArmor profile: it only reads, and has systemd do the rest.
 """
@@ -16,6 +16,8 @@ import shutil
 import string
 import subprocess
 import sys
+from argparse import ArgumentParser
+from collections.abc import Iterable
 from xml.etree import ElementTree
 
 PROGRAM = "vfio-user-bridge"
@@ -23,13 +25,9 @@ MOVED = "metadata/{urn:vfio-user-bridge:domain:1}hostdevs"
 
 #: Root without capabilities, whose devices are VFIO's alone. Root, for the sake of sysfs.
 PROPERTIES = (
-    "Wants=modprobe@vfio_pci.service",
-    "After=modprobe@vfio_pci.service",
     f"SyslogIdentifier={PROGRAM}",
     f"RuntimeDirectory={PROGRAM}",
     "RuntimeDirectoryPreserve=yes",
-    "LimitMEMLOCK=infinity",
-    "LimitCORE=0",
     "CapabilityBoundingSet=",
     "NoNewPrivileges=yes",
     "DevicePolicy=closed",
@@ -40,6 +38,23 @@ PROPERTIES = (
     "ProtectSystem=strict",
     "ProtectHome=yes",
 )
+BINDING = (
+    "Wants=modprobe@vfio_pci.service",
+    "After=modprobe@vfio_pci.service",
+    "RemainAfterExit=yes",
+)
+#: As in vfio-user-bridge@.service.
+SERVING = (
+    "LimitMEMLOCK=infinity",
+    "LimitCORE=0",
+    "FileDescriptorStoreMax=16384",
+    "StartLimitIntervalSec=0",
+    "Restart=on-failure",
+    "RestartSec=1ms",
+    "RestartSteps=100",
+    "RestartMaxDelaySec=10s",
+    "RestartPreventExitStatus=2",
+)
 
 
 def start(unit: str, domain: ElementTree.Element, moved: ElementTree.Element) -> int:
@@ -48,24 +63,52 @@ def start(unit: str, domain: ElementTree.Element, moved: ElementTree.Element) ->
     if not program:
         sys.stderr.write(f"{PROGRAM} is not installed, or not in libvirtd's PATH\n")
         return 1
+    of_domain = f"of the libvirt domain {domain.findtext('name')}"
     folder = moved.get("sockets", "")
     devices = {address(hostdev): hostdev.get("managed") == "yes" for hostdev in moved}
     managed = [device for device, ours in devices.items() if ours]
-    properties = [*PROPERTIES, f"ReadWritePaths=-{folder}"]
+    serving = [*SERVING, f"ReadWritePaths=-{folder}"]
     if managed:
-        properties.append(f"ExecStartPre={shlex.join((program, 'bind', *managed))}")
-        properties.append(f"ExecStopPost={shlex.join((program, 'unbind', *managed))}")
+        unbind = f"ExecStop={shlex.join((program, 'unbind', *managed))}"
+        status = run(
+            binding(unit),
+            "oneshot",
+            f"PCI devices {of_domain}",
+            (*BINDING, unbind),
+            (program, "bind", *managed),
+        )
+        if status:
+            return status
+        serving += [f"Requires={binding(unit)}", f"After={binding(unit)}"]
     label = domain.findtext("seclabel[@model='dac']/label")
     if label:
         sockets = [f"{folder}/{device}.sock" for device in devices]
-        properties.append(f"ExecStartPost=+{shlex.join(('/bin/chown', label, *sockets))}")
+        serving.append(f"ExecStartPost=+{shlex.join(('/bin/chown', label, *sockets))}")
+    options = shlex.split(moved.get("options", ""))
+    control = ArgumentParser(add_help=False)
+    control.add_argument("--control")
+    path = control.parse_known_args(options)[0].control
+    if path:
+        serving.append(f"ExecReload={shlex.join((program, 'upgrade', '--control', path))}")
+    return run(
+        unit,
+        "notify",
+        f"vfio-user bridge {of_domain}",
+        serving,
+        (program, "serve", *devices, "--socket-dir", folder, *options),
+    )
+
+
+def run(
+    unit: str, kind: str, description: str, properties: Iterable[str], command: Iterable[str]
+) -> int:
+    """Start a unit, and return when it is ready; or say why it isn't."""
     done = subprocess.run(
         (
-            *("systemd-run", "--quiet", "--collect", f"--unit={unit}", "--service-type=notify"),
-            f"--description=vfio-user bridge of the libvirt domain {domain.findtext('name')}",
-            *(f"--property={line}" for line in properties),
-            *(program, "serve", *devices, "--socket-dir", folder),
-            *shlex.split(moved.get("options", "")),
+            *("systemd-run", "--quiet", "--collect", f"--unit={unit}", f"--service-type={kind}"),
+            f"--description={description}",
+            *(f"--property={line}" for line in (*PROPERTIES, *properties)),
+            *command,
         ),
         stderr=subprocess.PIPE,
         text=True,
@@ -102,8 +145,16 @@ def complaint(unit: str) -> str:
 
 def stop(unit: str) -> int:
     """Also where it never started: libvirt says "release" in any case."""
-    subprocess.run(("systemctl", "--quiet", "stop", unit), stderr=subprocess.DEVNULL, check=False)
+    for each in (unit, binding(unit)):  # what systemd keeps for the bridge is in the way until then
+        subprocess.run(
+            ("systemctl", "--quiet", "stop", each), stderr=subprocess.DEVNULL, check=False
+        )
     return 0
+
+
+def binding(unit: str) -> str:
+    """The unit that has the devices of another."""
+    return f"{unit.removesuffix('.service')}-bind.service"
 
 
 def unit_name(domain: str) -> str:
