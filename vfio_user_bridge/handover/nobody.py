@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
+
+from vfio_user_bridge import extras
+from vfio_user_bridge.errors import BridgeError
 
 if TYPE_CHECKING:
     from vfio_user_bridge.listener import Listener
@@ -14,6 +18,8 @@ if TYPE_CHECKING:
 
     from .inherited import Left
     from .store import Store
+
+log = logging.getLogger(__name__)
 
 #: in the environment of one that takes over: the descriptor of its end
 VARIABLE = "VFIO_USER_BRIDGE_HANDOVER"
@@ -34,8 +40,13 @@ class Nobody:
         return os.environ
 
     def store(self, manager: Manager) -> Store | None:
-        """Where open files are kept; None if *manager* keeps none."""
+        """Where open files are kept; None if *manager* keeps none, or they'd be of no use."""
         if not manager.keeps:
+            return None
+        try:
+            extras.load("msgpack", "replacing a bridge under a running guest")
+        except BridgeError as error:
+            log.warning("a crash will put clients out: %s", error)
             return None
         from .store import Store
 
