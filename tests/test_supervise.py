@@ -90,9 +90,9 @@ def test_there_is_an_end_to_it() -> None:
         assert bridge.passed() == ["many"] * 2
 
 
-def test_more_than_the_limits_of_select() -> None:
-    count = 1500
-    with supervised(most=count) as bridge:
+def test_more_than_the_limits_of_select_and_of_most_processes() -> None:
+    count, limited = 1500, ("sh", "-c", 'ulimit -S -n 1024 && exec "$@"', "sh")
+    with supervised(*limited, most=count) as bridge:
         bridge.done(
             "def some(): return [os.eventfd(0) for _ in range(100)]",
             "def drop(fds): list(map(os.close, fds))",

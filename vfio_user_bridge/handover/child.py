@@ -21,14 +21,14 @@ LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START
 #: what a shell gives for a program that can't be run
 CANNOT_RUN = 126
 
-Limits = tuple[int, int]
 
+def raise_descriptor_limit() -> None:
+    """As many descriptors as this process, and a child, may have.
 
-def raise_descriptor_limit() -> Limits:
-    """As many descriptors as this process may have; gives the limits of before."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (before[1], before[1]))
-    return before
+    A child has what is passed to it before its program opens the first file.
+    """
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def passed(environment: MutableMapping[str, str]) -> list[tuple[str, int]]:
@@ -48,13 +48,11 @@ def start(
     command: list[str],
     descriptors: Sequence[tuple[str, int]],
     environment: Mapping[str, str],
-    limits: Limits,
 ) -> int:
     """Run *command*, and give its process.
 
     :param descriptors: what is passed to it, with names
     :param environment: its own, to which LISTEN_* and WATCHDOG_PID are added
-    :param limits: of its descriptors
     :raise OSError: no process can be had
     """
     # A signal must not meet this program's handlers in the child.
@@ -62,7 +60,7 @@ def start(
     try:
         pid = os.fork()
         if not pid:
-            _run(command, descriptors, dict(environment), limits, before)
+            _run(command, descriptors, dict(environment), before)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pid
@@ -72,7 +70,6 @@ def _run(
     command: list[str],
     descriptors: Sequence[tuple[str, int]],
     environment: dict[str, str],
-    limits: Limits,
     mask: set[signal.Signals | int],
 ) -> NoReturn:
     try:
@@ -90,7 +87,6 @@ def _run(
         moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, free) for _, fd in descriptors]
         for place, fd in enumerate(moved, LISTEN_FDS_START):
             os.dup2(fd, place)
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         os.execve(command[0], command, environment)  # nosec B606
     except OSError as error:
         os.write(2, f"can't run {command[0]}: {error.strerror}\n".encode())

@@ -55,7 +55,7 @@ class Supervisor:
         self._watchdog = watchdog
         self._manager = Manager(environment)  # our own, if we have one
         self._passed = child.passed(environment)
-        self._limits = child.raise_descriptor_limit()
+        child.raise_descriptor_limit()
         self._store = Store(most)
         self._mailbox = NotifySocket()
         told = {"NOTIFY_SOCKET": self._mailbox.address, "FDSTORE": str(most)}
@@ -116,7 +116,7 @@ class Supervisor:
 
     def _start(self) -> None:
         descriptors = [*self._passed, *self._store]
-        pid = child.start(self._command, descriptors, self._environment, self._limits)
+        pid = child.start(self._command, descriptors, self._environment)
         log.info("supervise: started pid %d with %d descriptors", pid, len(descriptors))
         self._main = MainProcess(pid)
 
