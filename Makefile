@@ -86,7 +86,7 @@ machine: venv ## real kernel VFIO, in the test machine
 
 system: venv ## the bridge as it is installed and run: systemd, libvirt, podman
 	$(BIN)/python -m integration.machine --systemd --images --kernel --timeout 4800 -- $(INSIDE) \
-		$(patsubst %,integration/system/test_%.py,system install systemd fd_store pages libvirt containers) $(SHIFTED)
+		$(patsubst %,integration/system/test_%.py,system install systemd reload fd_store pages libvirt containers) $(SHIFTED)
 
 fidelity: venv ## what the guest can tell: the table, direct against bridged; part of machine
 	$(BIN)/python -m integration.machine --kernel --timeout 4800 -- $(INSIDE) -m fidelity integration/inside

@@ -106,9 +106,9 @@ def test_killed_it_is_gone_on_with(host: Host) -> None:
     host.hook("start", xml(OTHER))
     ((_, *words),) = host.asked
     (unit,) = HOOK.parents[1].glob("systemd/vfio-user-bridge@.service")
-    kept = ("FileDescriptorStoreMax", "StartLimit", "Restart", "LimitMEMLOCK", "LimitCORE")
+    kept = ("FileDescriptorStoreMax", "StartLimit", "Restart", "Limit")
     expected = {line for line in unit.read_text().splitlines() if line.startswith(kept)}
-    assert len(expected) == 9
+    assert len(expected) == 10
     assert expected < {*properties(words)}
 
 

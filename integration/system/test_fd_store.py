@@ -222,6 +222,17 @@ def test_names(code: str, names: list[str]) -> None:
     assert sorted(name for name, fds in got.items() for _ in fds) == names
 
 
+def test_there_may_be_more_than_the_default_limit_of_descriptors() -> None:
+    """As the unit says LimitNOFILE=; else Python wouldn't even start beside them."""
+    many = 1100
+    configure(f"FileDescriptorStoreMax={many}")
+    systemctl("restart", UNIT)
+    tell(f"for n in range({many}): e = os.eventfd(n); store(f'e{{n}}', e); os.close(e)")
+    assert kept() == many
+    kill()
+    assert tell(f"answer = os.eventfd_read(passed['e{many - 1}'][0])") == many - 1
+
+
 def test_a_sockets_default_name_is_many() -> None:
     """Its unit's name, where each colon begins another: so ours must say FileDescriptorName=."""
     write(SOCKET, "[Socket]")

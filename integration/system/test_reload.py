@@ -147,19 +147,20 @@ def test_page(remote: RemoteDevice) -> None:
 # ---- The host gets it back --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["serving", "killed"])
-def test_stopped_it_gives_back_what_systemd_keeps(killed: bool) -> None:
-    unit, driver = service(WITH_DRIVER), pci.find(WITH_DRIVER).driver
-    drop_in(unit, "[Service]", "RestartSec=10min", "RestartSteps=0", "RestartMaxDelaySec=infinity")
+@pytest.mark.parametrize("earlier", ["", "reload", "kill --signal=KILL"])
+def test_stopped_it_gives_back_what_systemd_keeps(earlier: str) -> None:
+    """Also one that took over, which has all its time, and one that is yet to be started again."""
+    unit, driver, alive = service(WITH_DRIVER), pci.find(WITH_DRIVER).driver, "kill" not in earlier
+    drop_in(unit, "[Service]", "RestartSec=10min", "RestartSteps=", "RestartMaxDelaySec=infinity")
     systemctl("start", unit)
+    before = journal()
     with client(WITH_DRIVER) as remote:
+        if earlier:
+            systemctl(*earlier.split(), unit)
+            until(lambda: prop("SubState", unit) == ("running" if alive else "auto-restart"))
         assert int(prop("NFileDescriptorStore", unit)) > 3
-        if killed:
-            systemctl("kill", "--signal=KILL", unit)
-            until(lambda: prop("SubState", unit) == "auto-restart")
-            assert int(prop("NFileDescriptorStore", unit)) > 3
         systemctl("stop", unit)
         remote.wire.wait_until_hung_up()
     until(lambda: pci.find(WITH_DRIVER).driver == driver)
-    assert prop("NFileDescriptorStore", unit) == "0"
-    assert prop("ActiveState", unit) == "inactive"
+    assert (prop("NFileDescriptorStore", unit), prop("SubState", unit)) == ("0", "dead")
+    assert ("stopping: SIGTERM" in journal().removeprefix(before)) == alive
