@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,25 @@ def test_one_that_fails_to_hand_over(old: Version, control: Path) -> None:
         assert "NameError" in bridge.log()
         write(client, 7)
         assert wrote(client) == 7
+
+
+@pytest.mark.parametrize("command", [(), ("supervise",)], ids=["without journal", "with journal"])
+def test_what_comes_meanwhile_is_answered(
+    old: Version, new: Version, control: Path, command: tuple[str, ...]
+) -> None:
+    """The predecessor looks at it, and leaves it alone, when the successor is all but ready."""
+    ready = control.with_name("ready")
+    pause = f"(__import__('pathlib').Path({str(ready)!r}).touch(), __import__('time').sleep(0.3))"
+    new.change("serve.py", "confinement = _confine(", f"{pause}; confinement = _confine(")
+    with running(old, control, *command) as bridge, bridge.client() as client:
+        write(client, 7)
+        with ThreadPoolExecutor() as pool:
+            done = pool.submit(new.upgrade, control)
+            while not ready.exists():
+                time.sleep(0.01)
+                assert not done.done()
+            assert wrote(client) == 7
+            done.result()
 
 
 def test_another_user(old: Version, new: Version, control: Path) -> None:
