@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .handover.store import Store
     from .handover.upgrade import Predecessor
     from .recording import RecordedDevice
-    from .requests import State
+    from .state import State
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,8 @@ from .protocol import (
     Version,
     refuse,
 )
-from .requests import Ledger, Requests, State
+from .requests import Requests
+from .state import Ledger, State
 from .transport import Connection, Message, PeerGoneError
 
 log = logging.getLogger(__name__)

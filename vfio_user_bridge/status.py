@@ -12,7 +12,7 @@ from .counters import Counters, Trouble, percentile
 from .device import PciIrq
 from .peers import Peer
 from .protocol import Command
-from .requests import State
+from .state import State
 
 if TYPE_CHECKING:
     from .recording import Progress

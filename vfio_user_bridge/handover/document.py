@@ -19,7 +19,7 @@ from vfio_user_bridge.device import Keep, Take
 from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.messages import DmaMap
 from vfio_user_bridge.protocol import Capabilities
-from vfio_user_bridge.requests import State
+from vfio_user_bridge.state import State
 
 from .names import plain
 

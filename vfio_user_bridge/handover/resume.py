@@ -9,7 +9,7 @@ from vfio_user_bridge.counters import Counters
 from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.port import Port
 from vfio_user_bridge.protocol import HEADER, Command, Header
-from vfio_user_bridge.requests import State
+from vfio_user_bridge.state import State
 
 from .document import to_counters, to_state
 from .inherited import Left

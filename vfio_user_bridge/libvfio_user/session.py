@@ -43,8 +43,9 @@ from vfio_user_bridge.protocol import (
     Command,
     ProtocolError,
 )
-from vfio_user_bridge.requests import Requests, State
+from vfio_user_bridge.requests import Requests
 from vfio_user_bridge.session import Session
+from vfio_user_bridge.state import State
 from vfio_user_bridge.transport import Message, PeerGoneError
 
 from .context import IRQS, Context

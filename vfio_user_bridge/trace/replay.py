@@ -22,7 +22,8 @@ from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.files import Files
 from vfio_user_bridge.messages import REGION_ACCESS, DmaMap, DmaUnmap, IrqSet
 from vfio_user_bridge.protocol import Capabilities, Command, refuse
-from vfio_user_bridge.requests import Requests, State
+from vfio_user_bridge.requests import Requests
+from vfio_user_bridge.state import State
 from vfio_user_bridge.transport import Message
 
 from .records import Client, End, Irqs, Map, Read, Record, Reset, Unmap, Write

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the bridge knows of a client beyond what the device knows, and who writes that down."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from . import dma
+from .counters import Counters, Rows
+from .files import Files
+from .messages import IRQ_SET_EVENTFDS, DmaMap, IrqSet, IrqSetFlags
+from .protocol import Capabilities
+
+
+class Ledger(Protocol):
+    """Where a successor finds all this."""
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a predecessor was killed over the message that comes next."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether a predecessor was killed over a message that is gone with it."""
+
+    def again(self) -> int:
+        """That is tried once more: how often it was before."""
+
+    def answered(self) -> None:
+        """What a predecessor was killed over is answered: what comes next is another."""
+
+    def rows(self) -> Rows: ...
+    def write(self) -> None: ...
+    def add_map(self, entry: DmaMap, file: int) -> None: ...
+    def remove_map(self, entry: DmaMap) -> None: ...
+
+
+@dataclass(slots=True)
+class State:
+    """All that the bridge knows of a client beyond what the device knows."""
+
+    capabilities: Capabilities
+    maps: dma.DmaTable = field(default_factory=dma.DmaTable)
+    shared_memory: bool = False  # some map came with a file
+    warned_of_private_ram: bool = False
+    counters: Counters = field(default_factory=Counters)
+    #: by interrupt type: bit n is set while vector n has an eventfd
+    vectors: dict[int, int] = field(default_factory=dict)
+    since: float = field(default_factory=time.monotonic)
+    files: Files = field(default_factory=Files)
+    #: by IOVA: which of them a map lies in, for those that have one
+    file_of: dict[int, int] = field(default_factory=dict)
+    #: where it is written down as it changes, should we be killed
+    ledger: Ledger | None = None
+    #: something has, but for maps
+    changed: bool = False
+
+    def add_map(self, entry: DmaMap, file: int) -> None:
+        """*entry* is made, and lies in this one of `files`."""
+        self.maps.add(entry)
+        if file:
+            self.file_of[entry.address] = file
+            self.shared_memory = True
+        if self.ledger:
+            if self.files.changed:
+                self.write_down()
+            self.ledger.add_map(entry, file)
+
+    def remove_map(self, entry: DmaMap) -> None:
+        """*entry* is undone."""
+        self.maps.remove(entry)
+        if self.ledger:
+            self.ledger.remove_map(entry)
+        self.files.drop(self.file_of.pop(entry.address, 0))
+        self.changed |= self.files.changed
+
+    def write_down(self) -> None:
+        """All but the maps, which are written down as they are made."""
+        if self.ledger:
+            self.ledger.write()
+        self.changed = self.files.changed = False
+
+    def note_irqs(self, request: IrqSet, eventfds: int) -> None:
+        """*request* was granted, and so many eventfds came with it."""
+        if request.flags & IrqSetFlags.DATA_EVENTFD or not request.count:
+            self.changed = True
+        if request.flags == IRQ_SET_EVENTFDS:
+            bits = (1 << request.count) - 1 << request.start
+            before = self.vectors.get(request.index, 0)
+            self.vectors[request.index] = before | bits if eventfds else before & ~bits
+        elif not request.count:
+            self.vectors[request.index] = 0
