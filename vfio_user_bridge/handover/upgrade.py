@@ -99,7 +99,9 @@ class Predecessor(_Link):
                 f"version {hello.get('bridge')} knows documents of version {hello.get('document')},"
                 f" and this bridge writes {VERSION}: stop this one and start that"
             )
-        return int(hello["pid"])
+        if not isinstance(pid := hello.get("pid"), int):
+            raise BridgeError("the other bridge makes no sense")
+        return pid
 
     def tell(self, document: Mapping[str, Any], files: Mapping[str, int]) -> None:
         """All of it.
