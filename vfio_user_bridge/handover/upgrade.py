@@ -135,11 +135,12 @@ class Successor(_Link):
         """The document, and the open files in it by name, which are the caller's to close.
 
         :raise BridgeError: there is none to be had
+        :raise SystemExit: the predecessor goes on, and has told why
         """
         self._say({"document": VERSION, "bridge": __version__, "pid": os.getpid()})
         document = self._hear()
         if "refused" in document:
-            raise BridgeError(str(document["refused"]))
+            raise SystemExit(1)
         names: list[str] = document["files"]
         files: dict[str, int] = {}
         while len(files) < len(names):
