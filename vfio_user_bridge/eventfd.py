@@ -14,6 +14,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -115,11 +116,12 @@ def signal(fd: int) -> None:
     _syscall(_GETEVENTS, context, ctypes.c_long(0), ctypes.c_long(_REQUESTS), events, None)
 
 
-def take(fd: int) -> bool:
-    """Empty the eventfd; whether there was something in it. At once, whatever its O_NONBLOCK."""
+def take(fd: int) -> int:
+    """Empty the eventfd; what there was in it. At once, whatever its O_NONBLOCK."""
+    count = bytearray(8)
     with suppress(BlockingIOError):
-        return os.preadv(fd, [bytearray(8)], -1, os.RWF_NOWAIT) == 8
-    return False
+        os.preadv(fd, [count], -1, os.RWF_NOWAIT)
+    return int.from_bytes(count, sys.byteorder)
 
 
 @cache

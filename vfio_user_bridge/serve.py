@@ -79,8 +79,7 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits, layers: Lay
         before = _predecessor(given, undo)
         with before.or_it_goes_on():
             manager = Manager(before.environment())
-            # The library keeps its clients' state to itself.
-            store = before.store(manager) if engine is Session else None
+            store = before.store(manager)
             server = Server(
                 reset_on_disconnect=options.on_disconnect == "reset",
                 allowed=allowed(options.allow_uid, options.allow_gid),

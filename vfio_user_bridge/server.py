@@ -113,7 +113,7 @@ class Server:
             if left:
                 from .handover.resume import resume
 
-                if found := resume(port, left):
+                if found := resume(port, left, self._session.engine):
                     sock, state = found
                     port.go_on(*self._meet(port, sock, peer(sock), state))
         except BaseException:

@@ -50,6 +50,8 @@ class Session:
     :param gone: called when the client has gone, before the device is put back
     """
 
+    #: what serve --engine calls it
+    engine = "native"
     #: whether a successor can go on with it
     can_be_resumed = True
 

@@ -9,9 +9,13 @@ from typing import Protocol
 
 from . import dma
 from .counters import Counters, Rows
+from .eventfd import Kept
 from .files import Files
 from .messages import IRQ_SET_EVENTFDS, DmaMap, IrqSet, IrqSetFlags
 from .protocol import Capabilities
+
+#: by interrupt type and subindex: the eventfd that the device signals, and the client's
+Relayed = dict[tuple[int, int], tuple[Kept, Kept]]
 
 
 class Ledger(Protocol):
@@ -52,6 +56,8 @@ class State:
     files: Files = field(default_factory=Files)
     #: by IOVA: which of them a map lies in, for those that have one
     file_of: dict[int, int] = field(default_factory=dict)
+    #: eventfds that stand between the device and the client's, where an engine has such
+    relayed: Relayed = field(default_factory=dict)
     #: where it is written down as it changes, should we be killed
     ledger: Ledger | None = None
     #: something has, but for maps
@@ -92,3 +98,10 @@ class State:
             self.vectors[request.index] = before | bits if eventfds else before & ~bits
         elif not request.count:
             self.vectors[request.index] = 0
+
+    def close(self) -> None:
+        """Close all that is kept for a successor."""
+        self.files.close()
+        while self.relayed:
+            for event in self.relayed.popitem()[1]:
+                event.close()

@@ -17,6 +17,7 @@ from vfio_user_bridge import __version__, extras
 from vfio_user_bridge.counters import Counters, Rows, Trouble, no_rows
 from vfio_user_bridge.device import Keep, Take
 from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.eventfd import Kept
 from vfio_user_bridge.messages import DmaMap
 from vfio_user_bridge.protocol import Capabilities
 from vfio_user_bridge.state import State
@@ -85,6 +86,12 @@ def of_port(port: Port, keep: Keep, *, whole: bool = False) -> Document:
     :raise BridgeError: this device can't be handed over
     """
     name, session = port.device.name, port.session if port.has_client else None
+    if session and not session.can_be_resumed:
+        if whole:
+            raise BridgeError(
+                f"{name}: its client has a twin socket, which libvfio-user keeps to itself"
+            )
+        session = None  # it will be gone with this process
     document: Document = {
         "name": name,
         "bridge": __version__,
@@ -94,13 +101,12 @@ def of_port(port: Port, keep: Keep, *, whole: bool = False) -> Document:
         "since": port.since,
         "past": of_counters(port.past if session or not port.session else port.totals),
         "device": port.device.save(keep) if session or whole else None,
+        "engine": session.engine if session else None,
         "client": None,
         "state": None,
     }
     if session:
         assert port.client
-        if not session.can_be_resumed:
-            raise BridgeError(f"{name}: libvfio-user keeps to itself what its clients are at")
         client = f"client-{port.clients}-{plain(name)}"
         document["client"] = keep(client, port.client.socket.fileno())
         document["state"] = of_state(session.state, keep) if session.state else None
@@ -125,6 +131,10 @@ def of_state(state: State, keep: Keep) -> Document:
         "vectors": {index: _bits(bits) for index, bits in state.vectors.items()},
         "since": state.since,
         "files": [[number, keep(name, fd)] for number, name, fd in state.files.named()],
+        "relayed": [
+            [*which, ours.save(keep), theirs.save(keep)]
+            for which, (ours, theirs) in state.relayed.items()
+        ],
         "troubles": _troubles(state.counters),
     }
 
@@ -144,8 +154,12 @@ def to_state(saved: Mapping[str, Any], take: Take, counters: Counters) -> State:
     try:
         for number, name in saved["files"]:
             state.files.put(number, name, take(name))
+        for index, subindex, *names in saved["relayed"]:
+            pair = state.relayed[index, subindex] = Kept(), Kept()
+            for event, name in zip(pair, names, strict=True):
+                event.fd = -1 if name is None else take(name)
     except BaseException:
-        state.files.close()
+        state.close()
         raise
     return state
 

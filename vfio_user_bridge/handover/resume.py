@@ -15,15 +15,21 @@ from .document import to_counters, to_state
 from .inherited import Left
 
 
-def resume(port: Port, left: Left) -> tuple[socket.socket, State | None] | None:
+def resume(port: Port, left: Left, engine: str) -> tuple[socket.socket, State | None] | None:
     """Give *port* what its predecessor had. Call it while `making_sense`.
 
     Gives the client's socket, and its state unless it has yet to agree on a version; None if there
     is no client.
 
-    :raise BridgeError: the device can't go on with it
+    :param engine: that is to converse with the client
+    :raise BridgeError: it isn't the client's, or the device can't go on with it
     """
     document = left.document
+    if document["client"] is not None and document["engine"] != engine:
+        raise BridgeError(
+            f"{port.device.name}: its client is served by --engine {document['engine']}, which it"
+            " keeps until it goes"
+        )
     if document["device"]:
         port.device.restore(document["device"], left.take)
     port.draining, port.deadline = document["draining"], document["deadline"]

@@ -4,7 +4,8 @@
 The library accepts clients from a socket of its own, but ours has accepted this one already. So a
 stand-in connects to the library and says the client's VERSION; what the library answers goes to the
 client, and the client's socket takes the stand-in's place. From then on the library reads from it
-and answers. A client that is silent, or one too many, never gets that far.
+and answers. A client that is silent, or one too many, never gets that far. Where a predecessor has
+served the client, the stand-in says all that the client has said, and nobody is answered.
 
 Callbacks bring region accesses, resets and masks to the device. There is none for eventfds, and the
 one for DMA maps has neither the file nor a way to refuse. So those requests are read first, while
@@ -22,21 +23,17 @@ import logging
 import os
 import select
 import socket
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from vfio_user_bridge import eventfd
 from vfio_user_bridge.ancillary import receive_waiting
 from vfio_user_bridge.device import PciIrq
+from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.files import Files
 from vfio_user_bridge.messages import IRQ_SET_EVENTFDS, IRQ_SET_OFF, DmaMap, IrqSet, IrqSetFlags
 from vfio_user_bridge.protocol import (
-    DEFAULT_DATA_XFER_SIZE,
     HEADER,
-    PAYLOAD_OVERHEAD,
     TYPE_COMMAND,
     TYPE_MASK,
     Capabilities,
@@ -50,6 +47,7 @@ from vfio_user_bridge.transport import Message, PeerGoneError
 
 from .context import IRQS, Context
 from .relay import Relay
+from .standin import standing_in
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +62,14 @@ _LARGE = 1 << 16
 class LibrarySession(Session):
     """Serves *device* to the client on *connection*, through the library, until it goes."""
 
-    can_be_resumed = False
+    engine = "libvfio-user"
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._requests: Requests  # once there is a state
         self._context: Context | None = None
-        self._relay = Relay(self._trigger)
+        self._relayed = self.state.relayed if self.state else {}
+        self._relay = Relay(self._trigger, self._relayed)
         self._by_eventfd = False  # what the latest SET_IRQS says is said by eventfds
         self._command = 0  # of the message that the library has
         self._accepted = False  # the library has, the DMA map that it was given
@@ -78,6 +77,8 @@ class LibrarySession(Session):
             Command.DMA_MAP: self._prepare_map,
             Command.DEVICE_SET_IRQS: self._prepare_irqs,
         }
+        if self.state:
+            self._tell_anew(self.state)
 
     # ---- What is heard from the library -----------------------------------------------------
 
@@ -117,18 +118,27 @@ class LibrarySession(Session):
         connection = self._connection
         connection.hurry(True)
         version = connection.receive()
+        with self._turn:
+            connection.begin()
         version.close_fds()
-        with tempfile.TemporaryDirectory(prefix="vfio-user-bridge-") as folder:
-            path = Path(folder) / "library"
-            self._context = Context(self._device, path, self)
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stand_in:
-                stand_in.connect(str(path))
-                stand_in.sendall(_bytes(version))
-                refusal = self._attach(self._context)
-                try:
-                    reply, fds = receive_waiting(stand_in, 1 << 16)
-                except ConnectionResetError:
-                    reply, fds = b"", []  # it was refused without a word
+        with standing_in(self._device, self) as stand_in:
+            self._context = stand_in.context
+            reply, fds, refusal = stand_in.greet(version)
+            if not refusal:
+                stand_in.make_way(connection.socket)
+        capabilities = Capabilities(max_dma_maps=self._device.max_dma_maps)
+        files = Files(self._limits.files)
+        state = State(
+            capabilities,
+            counters=self.counters,
+            files=files,
+            relayed=self._relayed,
+            ledger=self._ledger,
+        )
+        if not refusal:
+            self.state = state
+            self.can_be_resumed = not fds
+            state.write_down()
         try:
             connection.send(reply, fds)
             connection.settle()  # what follows is the library's to read
@@ -137,23 +147,37 @@ class LibrarySession(Session):
                 os.close(fd)
         if refusal:
             raise ProtocolError(f"libvfio-user refuses it: {refusal.strerror}")
-        # Still, or again: the library may wait for the rest of a message, but not forever.
-        connection.hurry(True)
-        connection.max_size = HEADER.size + PAYLOAD_OVERHEAD + DEFAULT_DATA_XFER_SIZE
+        self._are_agreed(state)
         self._count(Command.VERSION)
-        capabilities = Capabilities(max_dma_maps=self._device.max_dma_maps)
-        # No successor goes on with it: nothing is kept for one.
-        self.state = State(capabilities, counters=self.counters, files=Files(0))
-        return self.state
+        return state
 
-    def _attach(self, context: Context) -> OSError | None:
-        """Let the library accept the stand-in, and replace that by the client if it does."""
+    def _are_agreed(self, state: State) -> None:
+        super()._are_agreed(state)
+        # Still, or again: the library may wait for the rest of a message, but not forever.
+        self._connection.hurry(True)
+
+    def _tell_anew(self, state: State) -> None:
+        """A new library of a client whose state is this.
+
+        :raise BridgeError: it won't have it
+        """
         try:
-            context.attach()
+            with standing_in(self._device, self) as stand_in:
+                self._context = stand_in.context
+                stand_in.repeat(state)
+                stand_in.make_way(self._connection.socket)
         except OSError as error:
-            return error
-        os.dup2(self._connection.socket.fileno(), context.fileno(), inheritable=False)
-        return None
+            state.files.close()
+            self._let_go()
+            raise BridgeError(
+                f"{self._device.name}: libvfio-user can't go on with its client: {error.strerror}"
+            ) from None
+
+    def _go_on(self, state: State) -> None:
+        self._are_agreed(state)
+        self._connection.send_placed()
+        if self._ledger and (self._ledger.in_doubt or self._ledger.lost):
+            raise ProtocolError("its bridge was killed over a message that is lost with it")
 
     def _serve(self, state: State) -> None:
         self._requests = Requests(self._device, state)
@@ -179,11 +203,16 @@ class LibrarySession(Session):
             raise PeerGoneError("it hung up" + (" in mid-message" if head else ""))
         command = HEADER.unpack_from(head)[1]
         self._connection.now = time.perf_counter_ns()
+        self._connection.look_again()
+        self._connection.lend()
         try:
             self._answer_command(state, head)
         finally:
             if command in self._requests.handlers:
                 self._count(command)
+        if state.changed or self._device.volatile:
+            state.write_down()
+        self._connection.take_back()
 
     def _answer_command(self, state: State, head: bytes) -> None:
         _id, command, size, flags, _error = HEADER.unpack_from(head)
@@ -208,6 +237,7 @@ class LibrarySession(Session):
     def _answer_ourselves(self, refusal: OSError | None = None) -> None:
         """Take the message away from the library, and do what it says unless there is a refusal."""
         message = self._connection.receive()
+        self._connection.begin()
         try:
             if refusal:
                 raise refusal
@@ -221,6 +251,7 @@ class LibrarySession(Session):
     def _peek(self, head: bytes) -> Message:
         """The message that waits and duplicates of its files, which are the caller's to close."""
         data, fds = receive_waiting(self._connection.socket, _PEEK, socket.MSG_PEEK)
+        self._connection.look_again()
         id_, command, size, flags, _error = HEADER.unpack_from(head)
         message = Message(id_, command, flags, memoryview(data)[HEADER.size : size], fds)
         if len(data) < min(size, _PEEK):
@@ -263,19 +294,16 @@ class LibrarySession(Session):
         """
         request = IrqSet.unpack(message.payload)
         self._by_eventfd = bool(request.flags & IrqSetFlags.DATA_EVENTFD)
-        signals = request.flags == IRQ_SET_EVENTFDS
         off = request.flags == IRQ_SET_OFF and not request.count
         if request.index not in IRQS or not (self._by_eventfd or off):
             return _nothing
         if request.start + len(message.fds) > self._device.irq_info(request.index).count:
             return _nothing  # the library refuses it
-        fds = message.fds
-        if signals:
-            for fd in message.fds:
-                os.close(eventfd.duplicate(fd))  # nothing else may be written to as if it were one
-            fds = self._relay.eventfds(request.index, request.start, len(message.fds))
-        for_device = Message(message.id, message.command, message.flags, message.payload, fds)
-        self._requests.handlers[Command.DEVICE_SET_IRQS](for_device)
+        set_irqs = self._requests.handlers[Command.DEVICE_SET_IRQS]
+        if request.flags == IRQ_SET_EVENTFDS:
+            self._relay.stand_in(request, message, set_irqs)
+        else:
+            set_irqs(message)
         if off:
             self._relay.drop(request.index)
         return _nothing
@@ -284,14 +312,12 @@ class LibrarySession(Session):
         try:
             super()._clean_up(reset=reset)
         finally:
-            self._relay.close()
-            if self._context:
-                self._context.destroy()
+            self._let_go()
 
-
-def _bytes(message: Message) -> bytes:
-    size = HEADER.size + len(message.payload)
-    return HEADER.pack(message.id, message.command, size, message.flags, 0) + message.payload
+    def _let_go(self) -> None:
+        self._relay.close()
+        if self._context:
+            self._context.destroy()
 
 
 def _nothing() -> None:
