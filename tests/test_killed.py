@@ -16,7 +16,7 @@ import termios
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import count
 from typing import Any
 
@@ -256,6 +256,15 @@ def test_replies_are_what_they_were_however_late_they_are_read() -> None:
         while len(read) < len(sent):
             read += peer.recv(1 << 16)
     assert read == sent
+
+
+def test_what_may_be_unread_is_less_than_the_ring_whatever_the_host_allows() -> None:
+    """It may begin anew with a MiB left; up to twice SO_SNDBUF is unread (test_kernel_sockets)."""
+    ours, peer = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RING)  # net.core.wmem_max bounds it
+    with peer, closing(Journal.create(1)) as books, closing(Connection(ours, books=books)):
+        limit = ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        assert 2 * limit < RING - LARGEST_REPLY
 
 
 def test_a_reply_that_is_too_large_for_the_ring_goes_past_it() -> None:

@@ -18,6 +18,8 @@ from .protocol import Buffer
 _MOST = 4096
 #: bytes that are asked for in the books at a time, at least
 _ROOM = 1 << 16
+#: bytes of replies in books that the peer may leave unread, about; a host's own may be more
+_UNREAD = 1 << 18
 
 
 class Books(Protocol):
@@ -95,6 +97,9 @@ class BookedOutbox(Outbox):
 
     def __init__(self, sock: socket.socket, books: Books) -> None:
         super().__init__(sock)
+        # Twice that is what getsockopt() says, and twice that again the most that was ever unread.
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > 2 * _UNREAD:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNREAD)
         self._books = books
         self._fd = sock.fileno()
         self._room = 0  # bytes that can be placed

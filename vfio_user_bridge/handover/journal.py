@@ -18,7 +18,8 @@ socket's queue have been answered, and whether the message behind those was begu
 
 Replies leave by sendfile(), for which the kernel moves the file's position: a successor knows to
 the byte what was sent. The kernel passes the pages by reference, so a reply must stay as it is
-until the client has read it: SO_SNDBUF bounds what it may leave unread, and the ring is larger.
+until the client has read it: SO_SNDBUF bounds what it may leave unread (`BookedOutbox` sees to it
+that it does), and the ring is larger.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ _DOCUMENTS = _ROWS + -(-_MOST_COMMANDS * _ROW // _PAGE) * _PAGE
 #: what a document may take, in bytes
 DOCUMENT_SIZE = 1 << 19
 _REPLIES = _DOCUMENTS + 2 * DOCUMENT_SIZE
-#: what the ring takes, in bytes; clients may leave SO_SNDBUF unread, some 200 KiB
+#: what the ring takes, in bytes; clients may leave 1 MiB unread at most
 RING = 1 << 22
 #: a reply of more bytes isn't placed in it
 LARGEST_REPLY = 1 << 20
