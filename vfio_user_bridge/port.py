@@ -18,11 +18,11 @@ from .errors import BridgeError
 from .listener import Listener
 from .peers import Peer
 from .session import Session
+from .state import Ledger
 from .status import DeviceStatus, RuleStatus, client_status, known
 from .transport import Connection
 
 if TYPE_CHECKING:
-    from .handover.ledger import Ledger
     from .recording import RecordedDevice
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,11 @@ from typing import Protocol
 
 from . import dma
 from .counters import Counters, Rows
+from .device import Keep
 from .eventfd import Kept
 from .files import Files
 from .messages import IRQ_SET_EVENTFDS, DmaMap, IrqSet, IrqSetFlags
+from .outbox import Books
 from .protocol import Capabilities
 
 #: by interrupt type and subindex: the eventfd that the device signals, and the client's
@@ -35,10 +37,21 @@ class Ledger(Protocol):
     def answered(self) -> None:
         """What a predecessor was killed over is answered: what comes next is another."""
 
+    @property
+    def journal(self) -> Books:
+        """What becomes of the client's messages."""
+
     def rows(self) -> Rows: ...
     def write(self) -> None: ...
     def add_map(self, entry: DmaMap, file: int) -> None: ...
     def remove_map(self, entry: DmaMap) -> None: ...
+    def client_gone(self) -> None: ...
+
+    def handed(self, keep: Keep) -> str:
+        """All this, for a successor that takes over now."""
+
+    def close(self) -> None:
+        """Nobody is to go on with the device."""
 
 
 @dataclass(slots=True)
