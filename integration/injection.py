@@ -48,12 +48,15 @@ class Fault:
 
 
 @contextmanager
-def strace(pid: int, *options: str) -> Iterator[list[str]]:
-    """Follow the process, in all its threads; at the end the list has what strace wrote."""
+def strace(pid: int, *options: str, threads: bool = True) -> Iterator[list[str]]:
+    """Follow the process, in all its *threads* or its first; at the end the list has what strace
+    wrote.
+    """
     calls: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "output")
-        command = ("strace", "-f", "-o", str(output), *options, "-p", str(pid))
+        follow = ("-f",) if threads else ()
+        command = ("strace", *follow, "-o", str(output), *options, "-p", str(pid))
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
             assert tracer.stderr
             try:

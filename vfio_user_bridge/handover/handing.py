@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -59,13 +60,14 @@ def hand_over(
         }
         try:
             link.tell(document, files)
+            manager.succeeded_by(process)
+            link.leave()
         except BridgeError:
+            manager.succeeded_by(os.getpid())
             for port in ports:
                 port.device.reclaim()
             raise
-        manager.succeeded_by(process)
         log.info("handed over to pid %d", process)
-        link.leave()
         # Not by any way that undoes things: all that is open here is the successor's now.
         os._exit(0)
 
@@ -73,6 +75,8 @@ def hand_over(
 def _is_open(fd: int) -> bool:
     try:
         os.fstat(fd)
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
         return False
     return True

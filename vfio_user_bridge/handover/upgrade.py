@@ -117,9 +117,11 @@ class Predecessor(_Link):
             raise BridgeError(str(answer["refused"]))
 
     def leave(self) -> None:
-        """The successor's turn is now: this process ends."""
-        with contextlib.suppress(BridgeError):  # it has gone, which is our manager's to mend
-            self._say({"gone": True})
+        """The successor's turn is now: this process ends.
+
+        :raise BridgeError: it can't be told
+        """
+        self._say({"gone": True})
 
     def go_on(self) -> None:
         """The successor is to go."""

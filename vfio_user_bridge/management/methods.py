@@ -92,7 +92,7 @@ def methods(server: Server, confinement: Callable[[], Confinement]) -> tuple[Met
         }
 
     def hand_over(file: int) -> None:
-        server.successions.ask(Predecessor(socket.socket(fileno=os.dup(file))))
+        server.successions.ask(Predecessor(socket.fromfd(file, socket.AF_UNIX, socket.SOCK_STREAM)))
 
     by_name: Methods = {
         "status": status,

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""An upgrade whose two bridges have us between them: it begins once we are ready for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tests.running_server import PATIENCE
+from vfio_user_bridge.ancillary import close_all, receive_waiting, send_all
+from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.handover.nobody import VARIABLE
+from vfio_user_bridge.management.control import ask
+
+
+class Relay:
+    """Has a successor of the bridge at *control*, which has started and knows nothing yet."""
+
+    def __init__(self, control: Path) -> None:
+        self._control = control
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed at the end
+        self._near, far = socket.socketpair()
+        self._ours, self._theirs = socket.socketpair()
+        told = ask(control, "command-line")
+        with far:
+            self.successor = subprocess.Popen(
+                (sys.executable, "-m", "vfio_user_bridge", *told["arguments"]),
+                cwd=told["directory"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._log,
+                pass_fds=[far.fileno()],
+                env={**os.environ, VARIABLE: str(far.fileno())},
+            )
+        assert select.select([self._near], [], [], PATIENCE)[0], "it doesn't say hello"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        for sock in (self._near, self._ours, self._theirs):
+            sock.close()
+        self._log.close()
+
+    def upgrade(self) -> bool:
+        """Whether it takes over; else it has ended."""
+        asking = threading.Thread(target=self._ask)
+        asking.start()
+        self._pass_on()
+        asking.join()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.successor.wait(0.5) is None
+        return True
+
+    def log(self) -> str:
+        """What the successor said before it took over."""
+        return Path(f"/proc/self/fd/{self._log.fileno()}").read_text()
+
+    def _ask(self) -> None:
+        with contextlib.suppress(BridgeError):  # it ends, or says why not
+            ask(self._control, "hand-over", files=[self._theirs.detach()], hand=True)
+
+    def _pass_on(self) -> None:
+        """What they say to each other, until neither has more to say."""
+        other = {self._near: self._ours, self._ours: self._near}
+        while other:
+            ready, _, _ = select.select(list(other), [], [], PATIENCE)
+            assert ready, "they are silent"
+            for sock in ready:
+                with contextlib.suppress(ConnectionError):
+                    data, files = receive_waiting(sock, 1 << 16)
+                    if data:
+                        # What comes in one piece is what was without files, and a byte with them.
+                        alone = len(data) - bool(files)
+                        send_all(other[sock], data[:alone], ()) if alone else None
+                        send_all(other[sock], data[alone:], files) if files else None
+                        close_all(files)
+                        continue
+                with contextlib.suppress(OSError):
+                    other[sock].shutdown(socket.SHUT_WR)
+                del other[sock]
