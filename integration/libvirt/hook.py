@@ -43,18 +43,17 @@ BINDING = (
     "After=modprobe@vfio_pci.service",
     "RemainAfterExit=yes",
 )
-#: As in vfio-user-bridge@.service.
+#: As in vfio-user-bridge@.service; but where it can't start, neither does the domain.
 SERVING = (
     "LimitMEMLOCK=infinity",
     "LimitCORE=0",
     "LimitNOFILE=524288",
     "FileDescriptorStoreMax=4096",
     "StartLimitIntervalSec=0",
-    "Restart=on-failure",
+    "Restart=on-abnormal",
     "RestartSec=1ms",
-    "RestartSteps=100",
+    "RestartSteps=40",
     "RestartMaxDelaySec=10s",
-    "RestartPreventExitStatus=2",
 )
 
 
