@@ -30,7 +30,7 @@ from . import client as c
 from .client import Client
 from .descriptors import eventfds, memory_files
 from .edu_driver import COMMAND, MASTER
-from .engines import ENGINES, LIBRARY, NATIVE, need
+from .engines import LIBRARY, NATIVE, need
 from .fake_device import FakeDevice
 from .running_server import SERVE, RunningServer, server
 from .wire import dma_map, dma_unmap, message, region, set_irqs, u16, u32, u64
@@ -45,19 +45,26 @@ TEXT = b"in the guest's memory"
 SUPERVISED = [*SERVE[:-2], "supervise", *SERVE[-2:]]
 
 Event = Callable[[Path], None]
+Way = tuple[str, Event]
+#: of the native engine that is killed there are tests enough
+WAYS: list[Way] = [(NATIVE, upgrade), (LIBRARY, upgrade), (LIBRARY, kill)]
 
 
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest) -> str:
-    need(request.param)
-    name: str = request.param
-    return name
+@pytest.fixture(params=WAYS, ids=lambda way: f"{way[0]}-{way[1].__name__}")
+def way(request: pytest.FixtureRequest) -> Way:
+    way: Way = request.param
+    need(way[0])
+    return way
 
 
-@pytest.fixture(params=[upgrade, kill])
-def replace(request: pytest.FixtureRequest) -> Event:
-    event: Event = request.param
-    return event
+@pytest.fixture
+def engine(way: Way) -> str:
+    return way[0]
+
+
+@pytest.fixture
+def replace(way: Way) -> Event:
+    return way[1]
 
 
 @pytest.fixture
@@ -182,6 +189,7 @@ def test_a_client_that_has_gone_is_gone(
         assert (device["maps"], device["clients"]) == (1, 2)
 
 
+@pytest.mark.parametrize("way", WAYS[:2], indirect=True)
 def test_a_successor_that_fails_late_harms_nothing(
     client: Client, control: Path, tmp_path: Path
 ) -> None:
@@ -214,7 +222,7 @@ def refused(control: Path, why: str, **environment: str) -> None:
     assert pid(control) == before
 
 
-@pytest.mark.parametrize("engine", [LIBRARY], indirect=True)
+@pytest.mark.parametrize("way", WAYS[2:], indirect=True)
 def test_a_twin_socket_is_not_handed_over(bridge: RunningServer, control: Path) -> None:
     """The library has its other end, and doesn't tell which descriptor that is."""
     with closing(bridge.connect()) as client:
@@ -227,7 +235,7 @@ def test_a_twin_socket_is_not_handed_over(bridge: RunningServer, control: Path) 
         client.ask(c.RESET)
 
 
-@pytest.mark.parametrize("engine", [LIBRARY], indirect=True)
+@pytest.mark.parametrize("way", WAYS[2:], indirect=True)
 def test_who_is_in_the_middle_of_a_message_is_put_out(
     bridge: RunningServer, client: Client, control: Path
 ) -> None:
