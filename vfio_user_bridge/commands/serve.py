@@ -40,6 +40,9 @@ environment:
   NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID
       where a service manager is told of readiness, clients and signs of life,
       see sd_notify(3)
+  FDSTORE, LISTEN_FDNAMES
+      how many descriptors the manager keeps (FileDescriptorStoreMax=): with it,
+      a bridge that is killed is gone on with by the next, under its guests
 """
 
 #: What a manager may run the program with that knows it by its JSON file alone (the
