@@ -146,7 +146,7 @@ def test_that_the_supervisor_leaks_nothing(bridge: Supervised) -> None:
     descriptors = Path(f"/proc/{bridge.process.pid}/fd")
     bridge.done("store('kept', os.eventfd(0))")
     before = len(list(descriptors.iterdir()))
-    for _ in range(50):
+    for _ in range(10):
         bridge.done("store('passing', os.eventfd(0))", "tell('FDSTOREREMOVE=1\\nFDNAME=passing')")
         bridge.kill()
     assert bridge.passed() == ["kept"]
@@ -171,9 +171,29 @@ def test_a_stranger_is_not_heard(bridge: Supervised) -> None:
         socket.send_fds(stranger, [b"FDSTORE=1\nFDNAME=mine"], [theirs.fileno()])
         theirs.close()
         assert ours.recv(1) == b""  # nobody keeps the other end
-    assert f"pid {os.getpid()} isn't of the bridge: not heard" in bridge.log()
+    assert f"pid {os.getpid()} isn't the bridge: not heard" in bridge.log()
     bridge.kill()
     assert bridge.passed() == []
+
+
+def test_only_the_bridge_itself_is_heard(bridge: Supervised) -> None:
+    bridge.done(
+        "if not (child := os.fork()): store('mine', os.eventfd(0)), os._exit(0)",
+        "os.waitpid(child, 0)",
+    )
+    assert "isn't the bridge: not heard" in bridge.log()
+    bridge.kill()
+    assert bridge.passed() == []
+
+
+def test_as_many_as_can_be_passed_on() -> None:
+    """Twice, for a moment, in the process that gets them."""
+    with supervised("prlimit", "--nofile=200:200", most=4096) as bridge:
+        most = int(bridge.ask("os.environ['FDSTORE']"))
+        assert 0 < most < 100
+        bridge.done("for _ in range(99): store('many', fd := os.eventfd(0)); os.close(fd)")
+        bridge.kill()
+        assert bridge.passed() == ["many"] * most
 
 
 # ---- the main process -----------------------------------------------------------------------
@@ -277,11 +297,22 @@ def test_a_successor_that_comes_when_all_is_to_end(bridge: Supervised) -> None:
     assert bridge.end() == 0
 
 
-@pytest.mark.parametrize("pid", ["", "nonsense", "0", "-1", "4194305", "9" * 30])
+@pytest.mark.parametrize("pid", ["", "nonsense", "0", "-1", "9" * 30])
 def test_a_successor_that_cannot_be(bridge: Supervised, pid: str) -> None:
     bridge.done(f"tell('MAINPID={pid}')")
     assert f"can't take pid {pid} for the bridge: " in bridge.log()
     bridge.kill()
+
+
+def test_a_successor_that_is_gone(bridge: Supervised) -> None:
+    """Killed between its being ready and its being known: somebody must serve."""
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    bridge.done("store('kept', os.eventfd(0))", "tell('READY=1')")
+    bridge.do(f"tell('MAINPID={gone.pid}')", "os._exit(0)")
+    bridge.started()
+    assert f"pid {gone.pid}, which was to take over, is gone" in bridge.log()
+    assert bridge.passed() == ["kept"]
 
 
 def test_the_supervisor_is_no_successor(bridge: Supervised) -> None:

@@ -200,6 +200,29 @@ def test_another_user(old: Version, new: Version, control: Path) -> None:
         assert "was started by user 12345: upgrade as that user" in error.value.stderr
 
 
+def test_another_container(old: Version, new: Version, control: Path) -> None:
+    """In which a process has another number."""
+    old.change("management/methods.py", "process_namespace()\n", "12345\n")
+    with running(old, control):
+        with pytest.raises(subprocess.CalledProcessError) as error:
+            new.upgrade(control)
+        assert "the bridge is in another container: upgrade it in there" in error.value.stderr
+
+
+def test_one_that_is_killed_when_it_is_to_serve(old: Version, new: Version, control: Path) -> None:
+    """Its predecessor has failed then, so that their manager starts another."""
+    new.change("handover/upgrade.py", '({"ready": True})', '({"ready": True}); os._exit(9)')
+    until_gone = "__import__('select').select([link._socket], [], [])"
+    old.change("handover/handing.py", "manager.succeeded_by(process)", until_gone)
+    with running(old, control, "supervise") as bridge, bridge.client() as client:
+        write(client, 7)
+        first = pid(control)
+        with pytest.raises(subprocess.CalledProcessError):
+            new.upgrade(control)
+        assert wrote(client) == 7
+        assert f"pid {first} ended with status 1; starting it again" in bridge.log()
+
+
 # ---- After a crash --------------------------------------------------------------------------
 
 

@@ -18,6 +18,8 @@ from typing import NoReturn
 from .fdstore import NAMELESS
 
 LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START
+#: what this process, and the program in the child, have open beside them
+_OWN = 64
 #: what a shell gives for a program that can't be run
 CANNOT_RUN = 126
 
@@ -29,6 +31,15 @@ def raise_descriptor_limit() -> None:
     """
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def room(passed: int) -> int:
+    """How many descriptors can be kept for a child, and given to it beside those *passed* to us.
+
+    It has each twice for a moment, see `_run`.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(0, (limit - _OWN) // 2 - passed)
 
 
 def passed(environment: MutableMapping[str, str]) -> list[tuple[str, int]]:

@@ -23,6 +23,7 @@ class MainProcess:
         self.pidfd = pidfd
         self.since = time.monotonic()
         self.is_stopping = False  # it says
+        self.has_no_successor = False  # the one that it named was gone
         #: when it must have given the next sign of life
         self.deadline: float | None = None
 
@@ -47,7 +48,8 @@ def named(told: Notification) -> MainProcess:
 
     It descends from this one, or it is the sender's own user's, who could signal it as well.
 
-    :raise OSError: there is no such process, or it is another user's
+    :raise ProcessLookupError: there is no such process (FileNotFoundError: any more)
+    :raise OSError: it is another user's, or none that can be
     """
     number = told.variables["MAINPID"]
     try:
@@ -58,7 +60,7 @@ def named(told: Notification) -> MainProcess:
     try:
         if pid == os.getpid():
             raise OSError(errno.EINVAL, "it is the supervisor")
-        if not is_ours(pid) and user(pid) != told.uid:
+        if not _is_ours(pid) and user(pid) != told.uid:
             raise OSError(errno.EPERM, "it is another user's")
     except BaseException:
         os.close(pidfd)
@@ -66,7 +68,7 @@ def named(told: Notification) -> MainProcess:
     return MainProcess(pid, pidfd)
 
 
-def is_ours(pid: int) -> bool:
+def _is_ours(pid: int) -> bool:
     """Whether it descends from this process; process 1 of a container adopts all others in it."""
     me = os.getpid()
     return pid > 0 and (me == 1 or descends(pid, me))

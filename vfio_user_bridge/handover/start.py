@@ -12,6 +12,7 @@ from typing import Any
 
 from vfio_user_bridge import __version__
 from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.kernel.processes import process_namespace
 from vfio_user_bridge.management.control import ask
 
 from .nobody import VARIABLE
@@ -28,6 +29,8 @@ def upgrade(control: Path) -> str:
     :raise BridgeError: it doesn't, and the other goes on
     """
     before = ask(control, "command-line")
+    if before["processes"] != process_namespace():  # whose manager couldn't name its successor
+        raise BridgeError("the bridge is in another container: upgrade it in there")
     _check_manager(before["pid"])
     if before["user"] != os.geteuid():  # root's successor would be root
         raise BridgeError(f"the bridge was started by user {before['user']}: upgrade as that user")

@@ -22,7 +22,7 @@ from vfio_user_bridge.notify import Manager
 
 from . import child
 from .fdstore import Store, valid
-from .main_process import MainProcess, is_ours, named
+from .main_process import MainProcess, named
 from .notification import Notification, NotifySocket
 from .restarts import Restarts, described, exit_status
 
@@ -56,6 +56,7 @@ class Supervisor:
         self._manager = Manager(environment)  # our own, if we have one
         self._passed = child.passed(environment)
         child.raise_descriptor_limit()
+        most = min(most, child.room(len(self._passed)))
         self._store = Store(most)
         self._mailbox = NotifySocket()
         told = {"NOTIFY_SOCKET": self._mailbox.address, "FDSTORE": str(most)}
@@ -158,6 +159,8 @@ class Supervisor:
             end = 0  # it had no handler yet
         if main.is_stopping and end is None:
             end = 0  # as far as we can know
+        if main.has_no_successor and end == 0:
+            end = None  # it left its clients to nobody
         pause = self._restarts.after(end, lived, was_ready=self._was_ready)
         if pause is None or self._is_stopping:
             log.info("supervise: pid %d %s", main.pid, described(end))
@@ -182,12 +185,12 @@ class Supervisor:
     def _listen(self) -> None:
         while told := self._mailbox.receive():
             with contextlib.closing(told):
-                if (self._main and self._main.pid == told.pid) or is_ours(told.pid):
-                    self._take(told)
+                if self._main and self._main.pid == told.pid:  # NotifyAccess=main
+                    self._take(self._main, told)
                 else:
-                    log.warning("supervise: pid %d isn't of the bridge: not heard", told.pid)
+                    log.warning("supervise: pid %d isn't the bridge: not heard", told.pid)
 
-    def _take(self, told: Notification) -> None:
+    def _take(self, main: MainProcess, told: Notification) -> None:
         said = told.variables
         name = valid(said.get("FDNAME", ""))
         if said.get("FDSTORE") == "1":
@@ -197,31 +200,34 @@ class Supervisor:
         if said.get("FDSTOREREMOVE") == "1":
             self._store.remove(name)
         if "MAINPID" in said:
-            self._succeed(told)
+            self._succeed(main, told)
         self._summary = said.get("STATUS", self._summary)
         if said.get("READY") == "1":
             self._was_ready = True
             self._manager.ready()
         if said.get("STOPPING") == "1":
             self._manager.stopping()
-        if self._main and self._main.pid == told.pid:
-            self._main.is_stopping |= said.get("STOPPING") == "1"
-            if self._watchdog and "1" in (said.get("READY"), said.get("WATCHDOG")):
-                self._main.deadline = time.monotonic() + self._watchdog
+            main.is_stopping = True
+        if self._watchdog and "1" in (said.get("READY"), said.get("WATCHDOG")):
+            main.deadline = time.monotonic() + self._watchdog
 
-    def _succeed(self, told: Notification) -> None:
-        """Another takes over from the main process."""
+    def _succeed(self, main: MainProcess, told: Notification) -> None:
+        """Another takes over from *main*."""
         pid = told.variables["MAINPID"]
-        if self._main and pid == str(self._main.pid):
+        if pid == str(main.pid):
             return
         try:
-            main = named(told)
-        except OSError as error:
-            log.warning("supervise: can't take pid %s for the bridge: %s", pid, error.strerror)
+            successor = named(told)
+        except (ProcessLookupError, FileNotFoundError):  # by its pidfd, or in /proc
+            log.warning("supervise: pid %s, which was to take over, is gone", pid)
+            main.has_no_successor = True
             return
-        log.info("supervise: pid %d took over", main.pid)
-        if self._main and self._main.deadline is not None:
-            main.deadline = time.monotonic() + self._watchdog
-        self._put(main)
+        except OSError as error:
+            log.error("supervise: can't take pid %s for the bridge: %s", pid, error.strerror)
+            return
+        log.info("supervise: pid %d took over", successor.pid)
+        if main.deadline is not None:
+            successor.deadline = time.monotonic() + self._watchdog
+        self._put(successor)
         if self._is_stopping:
-            main.send(signal.SIGTERM)
+            successor.send(signal.SIGTERM)

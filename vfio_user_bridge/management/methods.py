@@ -22,6 +22,7 @@ from vfio_user_bridge.errors import BridgeError
 # Loaded now: when it is needed, its file may be a newer version's, or out of reach.
 from vfio_user_bridge.handover import handing  # noqa: F401
 from vfio_user_bridge.handover.upgrade import Predecessor
+from vfio_user_bridge.kernel.processes import process_namespace
 from vfio_user_bridge.limits import RECORD_LIMIT
 from vfio_user_bridge.port import Port
 from vfio_user_bridge.server import Server
@@ -32,7 +33,8 @@ from .control import Methods
 def methods(server: Server, confinement: Callable[[], Confinement]) -> tuple[Methods, Methods]:
     """Those that take values, and those that take a file before them; by name."""
 
-    directory, user = str(Path.cwd()), os.geteuid()  # before all that is given up
+    # Before all that is given up.
+    directory, user, processes = str(Path.cwd()), os.geteuid(), process_namespace()
 
     def one(device: object) -> Port:
         ports = _ports(device)
@@ -89,6 +91,7 @@ def methods(server: Server, confinement: Callable[[], Confinement]) -> tuple[Met
             "arguments": sys.argv[1:],
             "directory": directory,
             "user": user,
+            "processes": processes,
         }
 
     def hand_over(file: int) -> None:
