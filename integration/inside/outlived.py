@@ -15,11 +15,9 @@ import signal
 import socket
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from integration import devices
-from tests import processes
 from vfio_user_bridge.device import PciRegion
 from vfio_user_bridge.kernel import pci, vfio
 from vfio_user_bridge.messages import IrqSet, RegionInfo
@@ -138,16 +136,3 @@ def elsewhere(action: Callable[[], Any]) -> Any:
         told = file.read()
     os.waitpid(pid, 0)
     return pickle.loads(told)
-
-
-def locked(pid: int) -> int:
-    """What a process has locked, in bytes: what counts against RLIMIT_MEMLOCK."""
-    return processes.number(processes.status(pid)["VmLck"]) << 10
-
-
-def pinned() -> int:
-    """How many pages are pinned on this machine."""
-    Path("/proc/sys/vm/stat_refresh").read_text()  # what each CPU has counted by itself
-    lines = (line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    counts = {name: int(value) for name, value in lines}
-    return counts["nr_foll_pin_acquired"] - counts["nr_foll_pin_released"]

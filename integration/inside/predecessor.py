@@ -8,7 +8,6 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -16,7 +15,6 @@ import pytest
 
 from integration import devices
 from tests.kept_files import KeptFiles
-from tests.processes import number, status
 from vfio_user_bridge.device import Device, PciRegion
 from vfio_user_bridge.hostdev import HostDevice
 from vfio_user_bridge.iommu import Iommu
@@ -24,6 +22,7 @@ from vfio_user_bridge.kernel import vfio
 from vfio_user_bridge.messages import DmaMap, IrqSet
 
 from .bridge import bind, command, fired
+from .memory import locked, pinned
 from .test_dma import IOVA
 from .test_interrupts import BOOL, EVENTFD, NONE, TRIGGER
 
@@ -148,18 +147,6 @@ def signalled(device: HostDevice, index: int, vector: int, events: Sequence[int]
     only = bytes(vector) + b"\1"
     device.set_irqs(IrqSet(BOOL | TRIGGER, index, 0, len(only), only), [])
     return [at for at, event in enumerate(events) if fired(event, 0)]
-
-
-def locked(pid: int = 0) -> int:
-    """Bytes of locked memory that are counted as a process's, this one's if none is named."""
-    return number(status(pid or os.getpid())["VmLck"]) << 10
-
-
-def pinned() -> int:
-    """Pages of the machine that are pinned."""
-    Path("/proc/sys/vm/stat_refresh").write_text("1")
-    counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    return int(counts["nr_foll_pin_acquired"]) - int(counts["nr_foll_pin_released"])
 
 
 def maps_of(device: HostDevice) -> int:

@@ -25,6 +25,7 @@ from vfio_user_bridge import qemu
 
 from .bridge import Bridge, bind, command, lines
 from .live_guest import LiveGuest
+from .memory import pinned
 from .trouble import iommu_faults
 from .workload import IOMMU, KERNEL, SCRIPT, Workload, content
 
@@ -89,13 +90,6 @@ class Stage:
     def close(self) -> None:
         self.guest.close()
         self.bridge.__exit__(None, None, None)
-
-
-def pinned() -> int:
-    """How many pages of this machine are pinned for DMA."""
-    Path("/proc/sys/vm/stat_refresh").read_bytes()  # each CPU counts for itself
-    counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
-    return int(counts["nr_foll_pin_acquired"]) - int(counts["nr_foll_pin_released"])
 
 
 def nothing(_control: Path) -> None:

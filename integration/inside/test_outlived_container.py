@@ -25,7 +25,8 @@ from vfio_user_bridge.messages import IRQ_SET_EVENTFDS, IRQ_SET_OFF, IrqSet, Irq
 
 from . import edu
 from .bridge import bind, fired
-from .outlived import BDF, READ_WRITE, Maker, Setup, address, elsewhere, group, locked, pinned
+from .memory import locked, pinned
+from .outlived import BDF, READ_WRITE, Maker, Setup, address, elsewhere, group
 
 PAGE = 4096
 PAGES = 64
@@ -146,9 +147,9 @@ def test_pages_stay_pinned_until_they_are_unmapped(maker: Maker) -> None:
 
 
 def test_nobody_is_charged_for_them(left: Setup) -> None:
-    assert locked(os.getpid()) == 0
+    assert locked() == 0
     unmap(left)
-    assert locked(os.getpid()) == 0
+    assert locked() == 0
 
 
 def test_who_mapped_is_the_one_discharged(maker: Maker) -> None:
@@ -172,10 +173,10 @@ def test_they_are_unmapped_whole(left: Setup) -> None:
 
 def test_new_ones_are_charged_to_who_makes_them(left: Setup, files: list[int]) -> None:
     left.map(files[1], NEW, SIZE)
-    assert locked(os.getpid()) == SIZE
+    assert locked() == SIZE
     assert reaches(left, files[1], NEW)
     unmap(left, NEW)
-    assert locked(os.getpid()) == 0
+    assert locked() == 0
 
 
 def test_old_ones_do_not_count_against_the_limit(left: Setup, files: list[int]) -> None:
@@ -239,15 +240,15 @@ def test_a_map_changes_hands_without_a_gap_in_dma(maker: Maker, ram: int, alive:
     setup = maker.left
     assert forget(setup) == SIZE
     assert reaches(setup, ram)
-    assert locked(os.getpid()) == 0
+    assert locked() == 0
     own(setup, address(ram, SIZE))
-    assert locked(os.getpid()) == SIZE
+    assert locked() == SIZE
     if alive:
         assert locked(maker.pid) == 0
         maker.die()
     assert reaches(setup, ram)
     assert unmap(setup) == SIZE
-    assert locked(os.getpid()) == 0
+    assert locked() == 0
 
 
 def test_all_at_once(left: Setup, files: list[int]) -> None:

@@ -10,7 +10,8 @@ from integration import devices
 
 from . import edu
 from .bridge import Bridge, bind, command
-from .predecessor import SIZE, locked, pinned
+from .memory import locked, pinned
+from .predecessor import SIZE
 from .test_dma import IOVA, PAGE, TEXT, memory
 
 FIRST, SECOND = devices.EDU, devices.EDU_ALONE

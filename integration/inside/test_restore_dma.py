@@ -16,15 +16,14 @@ from vfio_user_bridge.hostdev import HostDevice
 from vfio_user_bridge.kernel import credentials, vfio
 
 from . import edu
+from .memory import locked, pinned
 from .predecessor import (  # noqa: F401 - fixtures too
     SIZE,
     Driver,
     bound,
     killed,
-    locked,
     maps_of,
     nothing_stays,
-    pinned,
     predecessor,
     ram,
     successors,
