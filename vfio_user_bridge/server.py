@@ -117,6 +117,8 @@ class Server:
                     sock, state = found
                     port.go_on(*self._meet(port, sock, peer(sock), state))
         except BaseException:
+            if left and left.runs:
+                raise  # the two have journal, store and recording in common: this process ends
             self._ports.remove(port)
             if left:
                 listener.socket.close()  # it is open elsewhere, too: its file stays

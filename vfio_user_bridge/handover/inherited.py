@@ -32,6 +32,7 @@ class Left:
     rows: Rows  # what was counted
     journal: Journal | None
     take: Take
+    runs: bool = False  # its bridge does, and goes on if we don't
 
 
 class Inherited:
@@ -83,7 +84,8 @@ class Inherited:
             maps, rows = journal.maps(), journal.rows()
         else:
             maps, rows = to_maps(document["maps"]), to_rows(document["rows"])
-        self.left[document["name"]] = Left(document, maps, rows, journal, self.take)
+        runs = self._owned is not None
+        self.left[document["name"]] = Left(document, maps, rows, journal, self.take, runs)
 
     def take(self, name: str) -> int:
         """A descriptor of what is open by that name, the caller's to close: see `device.Take`."""
