@@ -6,8 +6,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 
 from .ancillary import close_all
+from .handover.names import FILE, FOREIGN
 from .limits import DEFAULTS
 from .protocol import refuse
 
@@ -93,4 +95,14 @@ def file_name(fd: int) -> str:
     """What tells the file, and how it was opened, from others."""
     status = os.fstat(fd)
     writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
-    return f"file-{status.st_dev:x}-{status.st_ino:x}-{'rw' if writable else 'r'}"
+    prefix = FILE if stat.S_ISCHR(status.st_mode) or _is_memory(fd) else FOREIGN
+    return f"{prefix}{status.st_dev:x}-{status.st_ino:x}-{'rw' if writable else 'r'}"
+
+
+def _is_memory(fd: int) -> bool:
+    """Whether it is the kernel's own: a memfd, or on tmpfs or hugetlbfs (memfd_file_seals_ptr)."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True

@@ -9,6 +9,10 @@ PREFIX = "kept-"
 
 JOURNAL = "journal-"
 LISTENER = "listener-"
+#: a client's memory
+FILE = "file-"
+#: the same, on whose file system it may keep waiting who looks at it or closes it: no manager's
+FOREIGN = "foreign-"
 #: our standard output and error
 STDIO = {"stdio-1": 1, "stdio-2": 2}
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from vfio_user_bridge.notify import Manager
 
-from .names import LISTENER, PREFIX
+from .names import FOREIGN, LISTENER, PREFIX
 
 
 class Store:
@@ -71,7 +71,9 @@ class Holdings:
         self._named: set[str] = set()
 
     def keep(self, name: str, fd: int) -> str:
-        """This round needs it: see `device.Keep`."""
+        """This round needs it: see `device.Keep`. What is foreign is lost with this process."""
+        if name.startswith(FOREIGN):
+            return name
         if name not in self._held and name not in self._named:
             self._store.keep(name, fd)
         self._named.add(name)

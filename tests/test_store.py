@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What a service manager is given to keep, and what is made of it when it comes back."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.files import file_name
+from vfio_user_bridge.handover.document import pack
+from vfio_user_bridge.handover.inherited import Left
+from vfio_user_bridge.handover.journal import Journal
+from vfio_user_bridge.handover.predecessor import Killed
+from vfio_user_bridge.handover.store import Holdings, Store
+from vfio_user_bridge.notify import Manager
+
+from .descriptors import memory_files
+
+#: of a document, where it doesn't matter
+NOTHING = ("draining", "deadline", "clients", "since", "past", "device", "state")
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        yield sock
+
+
+@pytest.mark.parametrize("path", ["", "/dev/zero", "/proc/self/status"])
+def test_a_file_that_could_keep_the_manager_waiting_is_not_given_to_it(
+    manager: socket.socket, path: str
+) -> None:
+    """A client may have one on a file system of its own, such as FUSE; here it is procfs."""
+    with ExitStack() as stack:
+        if path:
+            fd = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, fd)
+        else:
+            (fd,) = stack.enter_context(memory_files(1))
+        holdings = Holdings(Store(Manager({"NOTIFY_SOCKET": manager.getsockname()})))
+        name = file_name(fd)
+        for _ in range(2):
+            assert holdings.keep(name, fd) == name
+            holdings.end_round()
+        given = bool(select.select([manager], [], [], 0)[0])
+        assert given == (not path.startswith("/proc"))
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_who_has_a_client_goes_on_first(first: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Only then is the container there that the others of its IOMMU group are opened in.
+
+    One that can't go on leaves nothing open.
+    """
+    files, order = {}, []
+    for name in sorted("ab", key=lambda name: name != first):
+        journal = Journal.create(1)
+        client = "client-1-b" if name == "b" else None
+        journal.document = pack({**dict.fromkeys(NOTHING), "name": name, "client": client})
+        files[f"journal-{name}"] = os.dup(journal.fd)
+        journal.close()
+
+    def offer(name: str, left: Left) -> None:
+        order.append(name)
+        if not left.document["client"]:
+            raise BridgeError("it can't go on")
+        assert left.journal
+        left.journal.close()
+
+    killed = Killed(files)
+    assert killed.resume(offer) == ["b"]
+    assert order == ["b", "a"]
+    killed.is_over()
+    caplog.clear()  # its error has all this
