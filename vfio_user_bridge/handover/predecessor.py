@@ -59,13 +59,17 @@ class Killed(_Somebody):
 
     def resume(self, offer: Callable[[str, Left], None]) -> list[str]:
         resumed = []
-        for name, left in self.left.items():
+        # Without a client the device is opened anew, and its group may be another's with one.
+        for name in sorted(self.left, key=lambda name: not self.left[name].document["client"]):
+            left = self.left[name]
             try:
                 with making_sense():
                     offer(name, left)
                 resumed.append(name)
             except BridgeError as error:
                 log.error("%s: can't go on where its bridge was killed: %s", name, error)
+                if left.journal:
+                    left.journal.close()
         # What nobody has taken is in the way of who opens it anew. But who comes to a device that
         # had no client waits at its socket meanwhile.
         self._sweep(listeners=False)
