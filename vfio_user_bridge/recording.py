@@ -74,7 +74,7 @@ class RecordedDevice(Wrapped):
                 raise BridgeError(f"{self.name} is being recorded already: stop that first")
             _check(fd)
             try:
-                self._writer = Writer(fd, self._header(), limit, self._ended, self._progress)
+                writer = Writer(fd, self._header(), limit, self._ended, self._progress)
             except OSError as error:
                 raise BridgeError(
                     f"can't record {self.name}: {error.strerror}; name a file on another disk"
@@ -82,13 +82,14 @@ class RecordedDevice(Wrapped):
         except BaseException:
             os.close(fd)
             raise
-        self._record(fd, self._writer)
+        self._record(fd, writer)
         log.info("%s: recording", self.name)
         self._changed()
 
     def _record(self, fd: int, writer: Writer) -> None:
         status = os.fstat(fd)
         self._file = f"recording-{status.st_dev}-{status.st_ino}"
+        self._writer = writer  # from now on `save` has both, in whichever thread
         self._ask(Recorder(self.inner, writer))
 
     def stop(self, reason: str = "stopped") -> None:
@@ -145,12 +146,12 @@ class RecordedDevice(Wrapped):
             self._progress[at] = max(self._progress[at], number)  # it may have more, since then
         fd = take(file)
         try:
-            self._writer = Writer(fd, None, limit, self._ended, self._progress, epoch)
+            writer = Writer(fd, None, limit, self._ended, self._progress, epoch)
         except OSError as error:
             os.close(fd)
             log.warning("%s is no longer recorded: %s", self.name, error.strerror)
             return
-        self._record(fd, self._writer)
+        self._record(fd, writer)
 
     def close(self) -> None:
         self.stop("closed")

@@ -167,9 +167,9 @@ class Session:
             raise ProtocolError("its bridge was killed over a message that is lost with it")
         if not self._ledger.in_doubt:
             return
+        requests = Requests(self._device, state)
         message = connection.receive()
         name, what = self._device.name, command_name(message.command)
-        requests = Requests(self._device, state)
         try:
             with self._turn:
                 again = self._ledger.again()

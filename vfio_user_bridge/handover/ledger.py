@@ -109,7 +109,8 @@ class Ledger:
         return keep(self._name, self.journal.fd)
 
     def close(self) -> None:
-        """Nobody is to go on with the device."""
+        """Nobody is to go on with the device, which is closed next."""
+        self._port.device.on_change(lambda: None)
         self._holdings.end_round()
         while self._always:
             self._store.release(self._always.popitem()[0])

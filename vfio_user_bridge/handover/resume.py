@@ -60,6 +60,17 @@ def _state(port: Port, left: Left) -> State:
             for at, count in enumerate(row):
                 rows[command][at] = count
     state = to_state(left.document["state"], left.take, Counters(rows))
+    try:
+        _adopt(port, left, state)
+    except BaseException:
+        state.files.close()  # a guest's memory stays as long as anybody has them
+        raise
+    state.ledger = port.ledger
+    return state
+
+
+def _adopt(port: Port, left: Left, state: State) -> None:
+    """The DMA maps."""
     for entry, file in left.maps:
         try:
             port.device.adopt(entry, state.files.use(file))
@@ -75,8 +86,6 @@ def _state(port: Port, left: Left) -> State:
             port.ledger.add_map(entry, file)
     state.files.drop_unused()
     state.files.changed = False
-    state.ledger = port.ledger
-    return state
 
 
 def _is_new(client: socket.socket) -> bool:
