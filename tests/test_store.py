@@ -3,23 +3,33 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from vfio_user_bridge.device import Keep
 from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.files import file_name
 from vfio_user_bridge.handover.document import pack
 from vfio_user_bridge.handover.inherited import Left
 from vfio_user_bridge.handover.journal import Journal
+from vfio_user_bridge.handover.ledger import new_ledger
 from vfio_user_bridge.handover.predecessor import Killed
 from vfio_user_bridge.handover.store import Holdings, Store
+from vfio_user_bridge.listener import listen
+from vfio_user_bridge.models.edu import Edu
 from vfio_user_bridge.notify import Manager
+from vfio_user_bridge.peers import peer
+from vfio_user_bridge.port import Port
+from vfio_user_bridge.session import Session
+from vfio_user_bridge.transport import Connection
 
 from .descriptors import memory_files
 
@@ -52,6 +62,44 @@ def test_a_file_that_could_keep_the_manager_waiting_is_not_given_to_it(
             holdings.end_round()
         given = bool(select.select([manager], [], [], 0)[0])
         assert given == (not path.startswith("/proc"))
+
+
+class Poor(Edu):
+    """It can't be written down, once."""
+
+    failed = False
+
+    def save(self, keep: Keep) -> dict[str, Any]:
+        if not self.failed:
+            self.failed = True
+            keep("something", 0)
+            raise OSError(errno.EMFILE, "no descriptors")
+        return super().save(keep)
+
+
+def test_a_client_that_can_not_be_written_down_is_not_there(tmp_path: Path) -> None:
+    """The next one is served, and nothing is kept of the first."""
+    with ExitStack() as stack:
+        port = Port(Poor(), listen(tmp_path / "socket", 0o600))
+        stack.callback(port.listener.close)
+        stack.callback(port.close)
+        store = Store(Manager({}))
+        port.ledger = ledger = new_ledger(port, store, None)
+        stack.callback(ledger.journal.close)
+        before = store.names
+
+        def admit() -> None:
+            sock, theirs = map(stack.enter_context, socket.socketpair())
+            connection = Connection(sock)
+            port.admit(connection, peer(theirs), Session(connection, port.device, "a client"))
+
+        with pytest.raises(OSError, match="no descriptors"):
+            admit()
+        assert port.over.is_set()
+        assert store.names == before
+        admit()
+        assert not port.over.is_set()
+        assert store.names == [*before, "client-2-edu"]
 
 
 @pytest.mark.parametrize("first", ["a", "b"])

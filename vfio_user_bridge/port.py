@@ -80,7 +80,10 @@ class Port:
         return self.past + self.session.counters if self.session else self.past
 
     def admit(self, client: Connection, who: Peer, session: Session) -> None:
-        """This is the client from now on; the device's thread holds the conversation."""
+        """This is the client from now on; the device's thread holds the conversation.
+
+        :raise OSError: it can't be written down, and isn't
+        """
         with self._books:
             if self.session:
                 self.past += self.session.counters
@@ -93,9 +96,13 @@ class Port:
         with self._books:
             self.client, self.peer, self.session = client, who, session
         self.has_client = True
+        try:
+            if self.ledger:
+                self.ledger.write()
+        except BaseException:
+            self.has_client = False
+            raise
         self.over.clear()
-        if self.ledger:
-            self.ledger.write()
         self.sessions.put(session)
 
     def client_gone(self) -> None:

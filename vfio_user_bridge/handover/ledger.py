@@ -76,10 +76,18 @@ class Ledger:
         return self.journal.rows()
 
     def write(self) -> None:
-        """All but the maps. What it takes is kept before that is valid, and until it isn't."""
+        """All but the maps. What it takes is kept before that is valid, and until it isn't.
+
+        :raise OSError: the host has no descriptor or memory for it; what was written is valid still
+        """
         with self._lock:
-            data = pack(of_port(self._port, self._holdings.keep))
+            try:
+                data = pack(of_port(self._port, self._holdings.keep))
+            except BaseException:
+                self._holdings.cancel_round()
+                raise
             if len(data) > DOCUMENT_SIZE:
+                self._holdings.cancel_round()
                 name = self._port.device.name
                 log.error(
                     "%s: its state takes %d bytes, %d are possible: a crash would lose its client",

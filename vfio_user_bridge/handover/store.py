@@ -79,6 +79,12 @@ class Holdings:
         self._named.add(name)
         return name
 
+    def cancel_round(self) -> None:
+        """What was needed before is needed still, and nothing else."""
+        for name in self._named - self._held:
+            self._store.release(name)
+        self._named = set()
+
     def end_round(self) -> bool:
         """What was needed before, and isn't any more, goes. Whether there was any."""
         gone = self._held - self._named
