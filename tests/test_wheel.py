@@ -45,4 +45,9 @@ def test_the_same_bytes(tmp_path: Path) -> None:
         dates = {entry.date_time for entry in entries.infolist()}
         names = set(entries.namelist())
     assert dates == {(*commit[:5], commit.tm_sec // 2 * 2)}  # zip has every second second
-    assert {"vfio_user_bridge/py.typed", "vfio_user_bridge/trace/registers/pci.toml"} <= names
+    package = wheel.CHECKOUT / "vfio_user_bridge"
+    modules = {str(path.relative_to(wheel.CHECKOUT)) for path in package.rglob("*.py")}
+    data = {"vfio_user_bridge/py.typed", "vfio_user_bridge/trace/registers/pci.toml"}
+    assert modules | data <= names
+    [beside] = (name for name in names - modules if name.endswith(".py"))
+    assert beside.endswith("/share/vfio-user-bridge/libvirt/hook.py")

@@ -7,6 +7,7 @@ systemd kills a main process that isn't its child without waiting for what that 
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -43,6 +44,8 @@ class Orphan:
                 check=False,
             )
             self.pid = int(os.read(told, 32))
+        except subprocess.SubprocessError:  # of `be_orphaned`: fork() failed
+            raise OSError(errno.EAGAIN, "no process can be had") from None
         finally:
             os.close(told)
             os.close(tell)
