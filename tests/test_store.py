@@ -14,24 +14,29 @@ from typing import Any
 
 import pytest
 
+from vfio_user_bridge.counters import no_rows
 from vfio_user_bridge.device import Keep
 from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.files import file_name
-from vfio_user_bridge.handover.document import pack
+from vfio_user_bridge.handover.document import pack, unpack
 from vfio_user_bridge.handover.inherited import Left
 from vfio_user_bridge.handover.journal import Journal
 from vfio_user_bridge.handover.ledger import new_ledger
 from vfio_user_bridge.handover.predecessor import Killed
+from vfio_user_bridge.handover.resume import resume
 from vfio_user_bridge.handover.store import Holdings, Store
 from vfio_user_bridge.listener import listen
 from vfio_user_bridge.models.edu import Edu
 from vfio_user_bridge.notify import Manager
 from vfio_user_bridge.peers import peer
 from vfio_user_bridge.port import Port
+from vfio_user_bridge.protocol import Capabilities, Command
 from vfio_user_bridge.session import Session
+from vfio_user_bridge.state import State
 from vfio_user_bridge.transport import Connection
 
 from .descriptors import memory_files
+from .wire import message
 
 #: of a document, where it doesn't matter
 NOTHING = ("draining", "deadline", "clients", "since", "past", "device", "state")
@@ -100,6 +105,37 @@ def test_a_client_that_can_not_be_written_down_is_not_there(tmp_path: Path) -> N
         admit()
         assert not port.over.is_set()
         assert store.names == [*before, "client-2-edu"]
+
+
+def test_killed_over_its_version_a_client_is_a_new_one(tmp_path: Path) -> None:
+    """Its state is written down, and its predecessor has looked at the message."""
+    with ExitStack() as stack:
+        sock, theirs = map(stack.enter_context, socket.socketpair())
+        port = Port(Edu(), listen(tmp_path / "socket", 0o600))
+        stack.callback(port.listener.close)
+        port.ledger = ledger = new_ledger(port, Store(Manager({})), None)
+        stack.callback(ledger.journal.close)
+        connection = Connection(sock, books=ledger.journal)
+        session = Session(connection, port.device, "a client")
+        port.admit(connection, peer(sock), session)
+        connection.start()
+        theirs.sendall(message(Command.VERSION, bytes(4)))
+        connection.receive()
+        connection.begin()
+        session.state = State(Capabilities())
+        ledger.write()
+
+        document = unpack(ledger.journal.document)
+        left = Left(document, [], no_rows(), ledger.journal, lambda _name: sock.dup().detach())
+        another = Port(Edu(), port.listener)
+        for each in (port, another):
+            stack.callback(each.device.close)
+        found = resume(another, left, Session.engine)
+        assert found
+        client, state = found
+        client.close()
+        assert document["state"]
+        assert state is None
 
 
 @pytest.mark.parametrize("first", ["a", "b"])

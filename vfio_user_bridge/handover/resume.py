@@ -10,6 +10,7 @@ from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.port import Port
 from vfio_user_bridge.protocol import HEADER, Command, Header
 from vfio_user_bridge.state import State
+from vfio_user_bridge.transport import SO_PEEK_OFF
 
 from .document import to_counters, to_state
 from .inherited import Left
@@ -90,6 +91,8 @@ def _adopt(port: Port, left: Left, state: State) -> None:
 
 def _is_new(client: socket.socket) -> bool:
     """Whether what it waits for is the answer to its VERSION."""
+    # Else a look would begin behind what a predecessor has looked at.
+    client.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
     try:
         head = client.recv(HEADER.size, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     except OSError:
