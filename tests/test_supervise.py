@@ -105,7 +105,7 @@ def test_more_than_the_limits_of_select_and_of_most_processes() -> None:
                 "anon_inode:[eventfd]"
             )
         with subprocess.Popen(["sleep", "99"]) as successor:
-            bridge.done(f"tell('MAINPID={successor.pid}')")
+            bridge.do(f"tell('MAINPID={successor.pid}')", "os._exit(0)")
             successor.kill()
         assert bridge.started()
 
@@ -272,8 +272,9 @@ def test_a_successor_that_is_a_child(bridge: Supervised) -> None:
 
 def test_a_successor_that_is_no_child(bridge: Supervised) -> None:
     with subprocess.Popen(["sleep", "99"]) as successor:
-        bridge.done(f"tell('MAINPID={successor.pid}')")
-        bridge.do("os._exit(0)")
+        bridge.do(f"tell('MAINPID={successor.pid}')", "os._exit(0)")
+        while Path(f"/proc/{bridge.pid}").exists():
+            time.sleep(0.01)
         successor.kill()
     bridge.started()
     assert f"pid {successor.pid} is gone; starting it again in 0 s" in bridge.log()
@@ -294,7 +295,21 @@ def test_a_successor_that_comes_when_all_is_to_end(bridge: Supervised) -> None:
     with subprocess.Popen(["sleep", "99"]) as successor:
         bridge.done(f"tell('MAINPID={successor.pid}')")
         assert successor.wait(PATIENCE) == -signal.SIGTERM
+    bridge.do("os._exit(0)")
     assert bridge.end() == 0
+
+
+def test_a_successor_that_ends_first(bridge: Supervised) -> None:
+    """Whoever named it is still there, and the bridge: another would have the same clients."""
+    with subprocess.Popen(["sleep", "99"]) as successor:
+        bridge.done("store('kept', os.eventfd(0))", f"tell('READY=1\\nMAINPID={successor.pid}')")
+        successor.kill()
+    while f"pid {successor.pid} is gone; pid {bridge.pid} goes on" not in bridge.log():
+        time.sleep(0.01)
+    bridge.done("store('more', os.eventfd(0))")
+    bridge.do("os._exit(0)")  # as one that has handed over
+    bridge.started()
+    assert bridge.passed() == ["kept", "more"]
 
 
 @pytest.mark.parametrize("pid", ["", "nonsense", "0", "-1", "9" * 30])

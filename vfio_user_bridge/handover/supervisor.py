@@ -64,6 +64,8 @@ class Supervisor:
             told["WATCHDOG_USEC"] = str(round(watchdog * 1e6))
         self._environment = {**environment, **told}
         self._main: MainProcess | None = None
+        #: who has named that, until it has ended
+        self._former: MainProcess | None = None
         self._summary = ""  # what it says of itself
         self._was_ready = False  # it, or one before it
         self._is_stopping = False  # we were told to
@@ -140,26 +142,41 @@ class Supervisor:
 
     def _reap(self) -> None:
         """All children that have ended, adopted ones too."""
-        gone = self._main if self._main and self._main.is_gone() else None
+        gone = [each for each in (self._former, self._main) if each and each.is_gone()]
         with contextlib.suppress(ChildProcessError):
             while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 self._listen()  # what it has said still counts, and until it goes is known as its
                 _, status = os.waitpid(ended.si_pid, 0)
-                if self._main and ended.si_pid == self._main.pid:
-                    self._go_on(self._main, os.waitstatus_to_exitcode(status))
-        if gone and gone is self._main:  # and no child of ours
-            self._listen()
-            self._go_on(gone, None)
+                self._ended(ended.si_pid, os.waitstatus_to_exitcode(status))
+        for each in gone:
+            if each in (self._former, self._main):  # and no child of ours
+                self._listen()
+                self._ended(each.pid, None)
+
+    def _ended(self, pid: int, end: int | None) -> None:
+        if self._former and pid == self._former.pid:
+            self._forget(self._former)
+            self._former = None
+        elif self._main and pid == self._main.pid:
+            self._forget(self._main)
+            self._go_on(self._main, end)
 
     def _go_on(self, main: MainProcess, end: int | None) -> None:
         """Without *main*, which has ended."""
         lived = time.monotonic() - main.since
-        self._put(None)
+        self._main, self._former = self._former, None
+        if self._main:  # two would serve the same clients
+            log.warning(
+                "supervise: pid %d %s; pid %d goes on", main.pid, described(end), self._main.pid
+            )
+            self._main.has_no_successor = True
+            self._entrust(self._main, main.deadline)
+            return
         if self._is_stopping and end == -signal.SIGTERM:
             end = 0  # it had no handler yet
         if main.is_stopping and end is None:
             end = 0  # as far as we can know
-        if main.has_no_successor and end == 0:
+        if main.has_no_successor and not main.is_stopping and end == 0:
             end = None  # it left its clients to nobody
         pause = self._restarts.after(end, lived, was_ready=self._was_ready)
         if pause is None or self._is_stopping:
@@ -171,14 +188,17 @@ class Supervisor:
         )
         self._start_at = time.monotonic() + pause
 
-    def _put(self, main: MainProcess | None) -> None:
-        """It is the main process from now on."""
-        if self._main and self._main.pidfd is not None:
-            self._selector.unregister(self._main.pidfd)
-            os.close(self._main.pidfd)
-        if main and main.pidfd is not None:
-            self._selector.register(main.pidfd, selectors.EVENT_READ, self._reap)
+    def _entrust(self, main: MainProcess, deadline: float | None) -> None:
+        """All with *main*, after another, which had this *deadline*."""
         self._main = main
+        main.deadline = None if deadline is None else time.monotonic() + self._watchdog
+        if self._is_stopping:
+            main.send(signal.SIGTERM)
+
+    def _forget(self, ended: MainProcess) -> None:
+        if ended.pidfd is not None:
+            self._selector.unregister(ended.pidfd)
+            os.close(ended.pidfd)
 
     # ---- what we are told -------------------------------------------------------------------
 
@@ -226,8 +246,9 @@ class Supervisor:
             log.error("supervise: can't take pid %s for the bridge: %s", pid, error.strerror)
             return
         log.info("supervise: pid %d took over", successor.pid)
-        if main.deadline is not None:
-            successor.deadline = time.monotonic() + self._watchdog
-        self._put(successor)
-        if self._is_stopping:
-            successor.send(signal.SIGTERM)
+        if self._former:  # it lingers, and is nobody's any more
+            self._forget(self._former)
+        self._former = main
+        if successor.pidfd is not None:
+            self._selector.register(successor.pidfd, selectors.EVENT_READ, self._reap)
+        self._entrust(successor, main.deadline)
