@@ -28,6 +28,9 @@ CACHE_LINE_SIZE = 0x0C  # in the hardware's config space; a driver of PCI Expres
 
 PATIENCE = 120.0  # seconds: more than it takes the guest's drivers to complain
 
+#: in what the guest's kernel says where the machine is too busy for its clock
+CLOCK = "CE: hpet increased min_delta_ns"
+
 SCRIPT = rf"""
 disk() {{ # write a piece of /content and read it, past the page cache: piece, place, checksum
     number=0 block="bs={SIZE} count=1"
@@ -125,8 +128,8 @@ class Workload:
         """
         self._guest.run("end")
         done = {"disk": self._disk(), "config": self._config(), "card": self._card()}
-        complaints = self._guest.run("dmesg")
-        assert not complaints, complaints
+        complaints = [line for line in self._guest.run("dmesg").splitlines() if CLOCK not in line]
+        assert not complaints
         return done
 
     def _disk(self) -> int:
