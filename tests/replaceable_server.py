@@ -84,9 +84,13 @@ class ReplaceableServer:
         assert not self.path.exists()
         assert not self.control.exists()
 
+    @property
+    def lives(self) -> bool:
+        return _lives(self.pid)
+
     def await_end(self) -> None:
         deadline = time.monotonic() + PATIENCE
-        while _lives(self.pid):
+        while self.lives:
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.001)
 

@@ -89,9 +89,9 @@ class Manager:
             if not poll.poll(_PATIENCE * 1000):
                 log.warning("the service manager doesn't answer: going on without it")
 
-    def succeeded_by(self, process: int) -> None:
-        """The service is *process* from now on."""
-        self._send(f"MAINPID={process}")
+    def succeeded_by(self, process: int) -> bool:
+        """The service is *process* from now on. Whether that could be told, if to anybody."""
+        return self._send(f"MAINPID={process}")
 
     def environment(self) -> dict[str, str]:
         """What a successor must find in its environment to be told all this in our place."""
@@ -103,9 +103,9 @@ class Manager:
             "FDSTORE": str(self.keeps),
         }
 
-    def _send(self, *variables: str, fds: Sequence[int] = ()) -> None:
+    def _send(self, *variables: str, fds: Sequence[int] = ()) -> bool:
         if not self._address:
-            return
+            return True
         address = self._address.encode()
         if address.startswith(b"@"):  # in the abstract namespace
             address = b"\0" + address[1:]
@@ -122,3 +122,4 @@ class Manager:
                     why,
                 )
             self._deaf = True  # not for ever: without a sign of life it would end us
+        return not self._deaf

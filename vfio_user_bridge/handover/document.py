@@ -67,8 +67,10 @@ def making_sense() -> Iterator[None]:
     """
     try:
         yield
-    except (*_NONSENSE, OSError) as error:
+    except _NONSENSE as error:
         raise BridgeError(f"its document makes no sense: {error!r}") from None
+    except OSError as error:
+        raise BridgeError(f"what it left can't be used: {error.strerror or error}") from None
 
 
 def _msgpack() -> Any:

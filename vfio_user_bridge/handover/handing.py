@@ -60,7 +60,8 @@ def hand_over(
         }
         try:
             link.tell(document, files)
-            manager.succeeded_by(process)
+            if not manager.succeeded_by(process):  # it would start another beside that
+                raise BridgeError("the service manager can't be told; try again")
             link.leave()
         except BridgeError:
             manager.succeeded_by(os.getpid())

@@ -115,8 +115,9 @@ class Running(_Somebody):
             yield
         except BaseException as error:
             why = str(error) or type(error).__name__
-            self._link.refuse(why)  # who started us says it
-            if not isinstance(error, BridgeError):
+            fails = isinstance(error, (OSError, MemoryError))
+            self._link.refuse(f"the host fails us: {why}" if fails else why)  # our starter says it
+            if not fails and not isinstance(error, BridgeError):
                 log.exception("a defect of the bridge, please report it")
             os._exit(1)
 
@@ -144,4 +145,7 @@ def predecessor(kept: Mapping[str, int], undo: ExitStack) -> Nobody:
     except (OSError, ValueError):
         raise BridgeError(f"{VARIABLE}={text} is no socket: unset it") from None
     sock.set_inheritable(False)
-    return Running(sock)
+    try:
+        return Running(sock)
+    except OSError as error:
+        raise BridgeError(f"the host fails us: {error}; try again") from None
