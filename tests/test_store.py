@@ -138,6 +138,16 @@ def test_killed_over_its_version_a_client_is_a_new_one(tmp_path: Path) -> None:
         assert state is None
 
 
+@pytest.mark.parametrize("content", [b"", b"nonsense"])
+def test_a_journal_of_no_use_is_closed(content: bytes) -> None:
+    journal = Journal.create(1)
+    journal.document = content
+    killed = Killed({"journal-a": os.dup(journal.fd), "journal-b": os.open("/dev/null", os.O_RDWR)})
+    journal.close()
+    assert not killed.left
+    killed.is_over()
+
+
 @pytest.mark.parametrize("first", ["a", "b"])
 def test_who_has_a_client_goes_on_first(first: str, caplog: pytest.LogCaptureFixture) -> None:
     """Only then is the container there that the others of its IOMMU group are opened in.

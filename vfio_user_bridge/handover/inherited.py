@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from vfio_user_bridge.counters import Rows
@@ -65,10 +66,12 @@ class Inherited:
         for name in self._files:
             if name.startswith(JOURNAL):
                 try:
-                    with making_sense():
+                    with making_sense(), ExitStack() as undo:
                         journal = self._journal(name)
-                        if journal.document:
+                        undo.callback(journal.close)
+                        if journal.document:  # else its bridge never had a client
                             self._add(unpack(journal.document), journal)
+                            undo.pop_all()
                 except BridgeError as error:
                     log.error(
                         "%s of a bridge that was killed is of no use, its client is lost: %s",
@@ -77,7 +80,12 @@ class Inherited:
                     )
 
     def _journal(self, name: str) -> Journal:
-        return Journal(self.take(name))
+        fd = self.take(name)
+        try:
+            return Journal(fd)
+        except BaseException:
+            os.close(fd)
+            raise
 
     def _add(self, document: Document, journal: Journal | None) -> None:
         if journal:
