@@ -158,24 +158,26 @@ class Session:
 
     def _go_on(self, state: State) -> None:
         """Where a predecessor was: send what it had yet to send; answer what it had begun."""
-        connection = self._connection
+        ledger = self._ledger
         self._are_agreed(state)
-        connection.send_placed()
-        if not self._ledger:
-            return
-        if self._ledger.lost:
+        self._connection.send_placed()
+        if ledger and ledger.lost:
             raise ProtocolError("its bridge was killed over a message that is lost with it")
-        if not self._ledger.in_doubt:
-            return
+        if ledger and ledger.in_doubt:
+            self._answer_again(ledger, state)
+
+    def _answer_again(self, ledger: Ledger, state: State) -> None:
+        """What comes next is what a predecessor was killed over: do it again if it may be, once."""
+        connection = self._connection
         requests = Requests(self._device, state)
         message = connection.receive()
         name, what = self._device.name, command_name(message.command)
         try:
             with self._turn:
-                again = self._ledger.again()
+                tried = ledger.again()
                 connection.begin()
                 try:
-                    if again or not requests.repeatable(message):
+                    if tried or not requests.repeatable(message):
                         log.error(
                             "%s: its bridge was killed over %s of %s; nobody knows whether that was"
                             " done: it is answered with an error",
@@ -192,7 +194,7 @@ class Session:
                 else:
                     self._send(message, reply)
             connection.done()
-            self._ledger.answered()
+            ledger.answered()
         finally:
             message.close_fds()
 
