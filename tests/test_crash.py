@@ -8,7 +8,9 @@ import errno
 import fcntl
 import os
 import signal
+import socket
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -280,3 +282,25 @@ def test_what_the_store_has_no_room_for(tmp_path: Path) -> None:
         assert "no room for more descriptors" in bridge.log()
         assert "edu: can't go on where its bridge was killed" in bridge.log()
         assert "Traceback" not in bridge.log()
+
+
+def test_one_that_cannot_start_leaves_the_client_to_the_next(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        where = free.getsockname()
+    metrics = ("--metrics", f"{where[0]}:{where[1]}")
+    with replaceable(tmp_path, *metrics, command=SUPERVISED) as bridge, bridge.client() as client:
+        killing = Killing(bridge, client)
+        client.ask(c.REGION_WRITE, region(DMA_COUNT, BAR0, u64(5)))
+        with killing.nobody():
+            taken = socket.create_server(where)
+            freed = threading.Thread(target=_until_told, args=(bridge, "can't start: ", taken))
+            freed.start()
+        freed.join()
+        assert client.ask(c.REGION_READ, COUNT)[16:] == u64(5)
+
+
+def _until_told(bridge: ReplaceableServer, line: str, taken: socket.socket) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while line not in bridge.log() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    taken.close()

@@ -68,7 +68,7 @@ class Nobody:
 
     def or_it_goes_on(self) -> contextlib.AbstractContextManager[None]:
         """Whatever goes wrong within, one that runs is told, and this process ends there and then:
-        nothing may be undone that the two have in common.
+        nothing may be undone that the two have in common, or that another could go on with.
         """
         return contextlib.nullcontext()
 

@@ -47,6 +47,7 @@ class Killed(_Somebody):
         super().__init__(Inherited(files))
         self.kept = tuple(files)
         self._store: Store | None = None
+        self._resumed: list[str] = []
         self._inherited.read_journals()
         clients = [name for name, left in self.left.items() if left.document["client"]]
         log.warning(
@@ -58,14 +59,13 @@ class Killed(_Somebody):
         return self._store
 
     def resume(self, offer: Callable[[str, Left], None]) -> list[str]:
-        resumed = []
         # Without a client the device is opened anew, and its group may be another's with one.
         for name in sorted(self.left, key=lambda name: not self.left[name].document["client"]):
             left = self.left[name]
             try:
                 with making_sense():
                     offer(name, left)
-                resumed.append(name)
+                self._resumed.append(name)
             except BridgeError as error:
                 log.error("%s: can't go on where its bridge was killed: %s", name, error)
                 if left.journal:
@@ -73,7 +73,20 @@ class Killed(_Somebody):
         # What nobody has taken is in the way of who opens it anew. But who comes to a device that
         # had no client waits at its socket meanwhile.
         self._sweep(listeners=False)
-        return resumed
+        return self._resumed
+
+    @contextlib.contextmanager
+    def or_it_goes_on(self) -> Iterator[None]:
+        # What is in the store may yet serve the next to be started; so nothing is undone here.
+        try:
+            yield
+        except (BridgeError, OSError, MemoryError) as error:
+            if not self._resumed:
+                raise
+            clients = ", ".join(self._resumed)
+            why = str(error) or "no memory"
+            log.error("can't start: %s; leaving to the next one: %s", why, clients)
+            os._exit(error.exit_status if isinstance(error, BridgeError) else 1)
 
     def is_over(self) -> None:
         self._sweep(listeners=True)

@@ -35,8 +35,10 @@ _LENGTH = Struct("=Q")
 _LARGEST = 1 << 30
 #: descriptors that go at once; the kernel takes 253
 _AT_ONCE = 200
-#: seconds that a successor may take to start, and then to be ready
+#: seconds that a successor may take to start
 PATIENCE = 30.0
+#: and then to be ready, while guests wait
+FROZEN = 10.0
 
 
 class _Link:
@@ -75,7 +77,7 @@ class _Link:
                 piece = self._socket.recv(size - len(data))
             except TimeoutError:
                 raise BridgeError(
-                    f"the other bridge has said nothing for {PATIENCE:.0f} s"
+                    f"the other bridge has said nothing for {self._socket.gettimeout():.0f} s"
                 ) from None
             except OSError as error:
                 raise BridgeError(f"the other bridge is gone: {error.strerror}") from None
@@ -112,6 +114,7 @@ class Predecessor(_Link):
         self._say({"version": VERSION, **document, "files": names})
         for first in range(0, len(names), _AT_ONCE):
             send_all(self._socket, b"\0", [files[name] for name in names[first:][:_AT_ONCE]])
+        self._socket.settimeout(FROZEN)
         answer = self._hear()
         if "refused" in answer:
             raise BridgeError(str(answer["refused"]))
