@@ -212,9 +212,8 @@ def test_another_container(old: Version, new: Version, control: Path) -> None:
 def test_one_that_ends_when_it_is_to_serve(old: Version, new: Version, control: Path) -> None:
     """Its predecessor goes on, and isn't mistaken for one that has left."""
     new.change("handover/upgrade.py", '({"ready": True})', '({"ready": True}); os._exit(9)')
-    named = "manager.succeeded_by(process)"
     until_gone = "__import__('select').select([link._socket], [], [])"
-    old.change("handover/handing.py", named, f"{named}, {until_gone}")
+    old.change("handover/handing.py", "link.leave()", f"{until_gone}; link.leave()")
     with running(old, control, "supervise") as bridge, bridge.client() as client:
         write(client, 7)
         first = pid(control)

@@ -90,7 +90,7 @@ class Manager:
                 log.warning("the service manager doesn't answer: going on without it")
 
     def succeeded_by(self, process: int) -> bool:
-        """The service is *process* from now on. Whether that could be told, if to anybody."""
+        """The service is *process* from now on. False if there is a manager who can't be told."""
         return self._send(f"MAINPID={process}")
 
     def environment(self) -> dict[str, str]:

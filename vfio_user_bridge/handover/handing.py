@@ -60,8 +60,8 @@ def hand_over(
         }
         try:
             link.tell(document, files)
-            if not manager.succeeded_by(process):  # it would start another beside that
-                raise BridgeError("the service manager can't be told; try again")
+            if not manager.succeeded_by(process):  # it would take our end for the service's
+                raise BridgeError("the service manager can't be told who succeeds")
             link.leave()
         except BridgeError:
             manager.succeeded_by(os.getpid())
