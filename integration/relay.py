@@ -41,6 +41,7 @@ class Relay:
                 pass_fds=[far.fileno()],
                 env={**os.environ, VARIABLE: str(far.fileno())},
             )
+        self._old, self._new = map(os.pidfd_open, (told["pid"], self.successor.pid))
         assert select.select([self._near], [], [], PATIENCE)[0], "it doesn't say hello"
 
     def __enter__(self) -> Self:
@@ -54,17 +55,19 @@ class Relay:
     ) -> None:
         for sock in (self._near, self._ours, self._theirs):
             sock.close()
+        for pidfd in (self._old, self._new):
+            os.close(pidfd)
         self._log.close()
 
     def upgrade(self) -> bool:
-        """Whether it takes over; else it has ended."""
+        """Whether it takes over, and the other has ended; else it has ended itself."""
         asking = threading.Thread(target=self._ask)
         asking.start()
         self._pass_on()
         asking.join()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.successor.wait(0.5) is None
-        return True
+        ended, _, _ = select.select([self._old, self._new], [], [], PATIENCE)
+        assert ended, "both are there"
+        return self._new not in ended
 
     def log(self) -> str:
         """What the successor said before it took over."""
