@@ -84,15 +84,25 @@ class Relay:
             ready, _, _ = select.select(list(other), [], [], PATIENCE)
             assert ready, "they are silent"
             for sock in ready:
-                with contextlib.suppress(ConnectionError):
-                    data, files = receive_waiting(sock, 1 << 16)
-                    if data:
-                        # What comes in one piece is what was without files, and a byte with them.
-                        alone = len(data) - bool(files)
-                        send_all(other[sock], data[:alone], ()) if alone else None
-                        send_all(other[sock], data[alone:], files) if files else None
-                        close_all(files)
-                        continue
-                with contextlib.suppress(OSError):
-                    other[sock].shutdown(socket.SHUT_WR)
-                del other[sock]
+                if not _pass(sock, other[sock]):
+                    with contextlib.suppress(OSError):
+                        other[sock].shutdown(socket.SHUT_WR)
+                    del other[sock]
+
+
+def _pass(source: socket.socket, target: socket.socket) -> bool:
+    """What waits in the one is for the other. Whether there was something, and it could be sent."""
+    files: list[int] = []
+    try:
+        data, files = receive_waiting(source, 1 << 16)
+        # What comes in one piece is what was without files, and a byte with them.
+        alone = len(data) - bool(files)
+        if alone:
+            send_all(target, data[:alone], ())
+        if files:
+            send_all(target, data[alone:], files)
+        return bool(data)
+    except ConnectionError:
+        return False
+    finally:
+        close_all(files)
