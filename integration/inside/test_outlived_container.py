@@ -196,7 +196,7 @@ def killed_amid(action: Callable[[], object]) -> None:
         action()
         signal.pause()
     os.read(begun, 1)
-    time.sleep(random.uniform(0, 0.2))
+    time.sleep(random.uniform(0, 0.2))  # nosec B311 - secret from nobody
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     os.close(begun)
