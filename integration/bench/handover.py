@@ -46,3 +46,4 @@ def measure(setting: Setting) -> Iterator[Line]:
             what = f"{replace.__name__}: the longest time between two answers"
             yield compare("handover", what, "ms", PEER, us, started, goal)
         away.close()
+        running.stop()  # with who serves then, which isn't our child
