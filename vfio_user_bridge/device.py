@@ -101,7 +101,7 @@ class Device(ABC):
     pgsizes: int = DEFAULT_PGSIZES
     #: how many DMA maps may be valid at a time
     max_dma_maps: int = DEFAULT_DMA_MAPS
-    #: whether any request may change what `save` gives; else set_irqs and feature alone do
+    #: whether any request but a read may change what `save` gives; else set_irqs and feature do
     volatile: bool = False
 
     @property

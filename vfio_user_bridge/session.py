@@ -231,7 +231,7 @@ class Session:
                 try:
                     begin()
                     reply = handler(message)
-                    if volatile or state.changed:
+                    if state.changed or (volatile and command != Command.REGION_READ):
                         state.write_down()
                 except OSError as error:
                     refusal = error

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from . import access, handover, idle, memory, recording, scale, start
+from . import access, handover, idle, memory, recording, scale, start, survival
 from .figures import Line
 from .inside import bringup, hostdev, interrupts, io, maps
 from .setting import Setting
@@ -15,6 +15,7 @@ Rows = Mapping[str, Callable[[Setting], Iterator[Line]]]
 HERE: Rows = {
     "access": access.measure,
     "recording": recording.measure,
+    "survival": survival.measure,
     "idle": idle.measure,
     "start": start.measure,
     "memory": memory.measure,
