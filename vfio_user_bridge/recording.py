@@ -74,6 +74,7 @@ class RecordedDevice(Wrapped):
                 raise BridgeError(f"{self.name} is being recorded already: stop that first")
             _check(fd)
             try:
+                status = os.fstat(fd)
                 writer = Writer(fd, self._header(), limit, self._ended, self._progress)
             except OSError as error:
                 raise BridgeError(
@@ -82,13 +83,13 @@ class RecordedDevice(Wrapped):
         except BaseException:
             os.close(fd)
             raise
-        self._record(fd, writer)
+        self._record(f"recording-{status.st_dev}-{status.st_ino}", writer)
         log.info("%s: recording", self.name)
         self._changed()
 
-    def _record(self, fd: int, writer: Writer) -> None:
-        status = os.fstat(fd)
-        self._file = f"recording-{status.st_dev}-{status.st_ino}"
+    def _record(self, file: str, writer: Writer) -> None:
+        """:param file: what `save` calls its file"""
+        self._file = file
         self._writer = writer  # from now on `save` has both, in whichever thread
         self._ask(Recorder(self.inner, writer))
 
@@ -151,7 +152,7 @@ class RecordedDevice(Wrapped):
             os.close(fd)
             log.warning("%s is no longer recorded: %s", self.name, error.strerror)
             return
-        self._record(fd, writer)
+        self._record(file, writer)
 
     def close(self) -> None:
         self.stop("closed")
