@@ -81,8 +81,10 @@ def test_every_call_may_fail(tmp_path: Path, side: Side, last: str, command: lis
         client.ask(c.SET_IRQS, set_irqs(EVENTFD | TRIGGER, INTX, 0, 1), [event])
         client.ask(c.SET_IRQS, set_irqs(EVENTFD | UNMASK, INTX, 0, 1), [unmask])
         upgrade(bridge, side)  # what comes of it is compared with what came of another
+        works(bridge, client, 0)  # so it has all its threads
         # From there on it is alone, and fails as any other bridge does.
         trace = takewhile(lambda line: last not in line, upgrade(bridge, side))
+        works(bridge, client, 0)
         counts = Counter(call for line in trace for call in re.findall(r"^(\w+)\(", line))
         # How often it starts what it will need is different each time: the first is before that.
         most = MOST if last == "gone" else 1
