@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -102,6 +103,13 @@ class Supervised:
     def end(self) -> int:
         """Wait for the supervisor's end; gives its status."""
         return self.process.wait(PATIENCE)
+
+    def told(self, line: str) -> None:
+        """The log has it, or soon does."""
+        deadline = time.monotonic() + PATIENCE
+        while line not in self.log():
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.01)
 
     def log(self) -> str:
         return Path(f"/proc/self/fd/{self._log.fileno()}").read_text()

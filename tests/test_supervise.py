@@ -85,7 +85,7 @@ def test_what_is_removed_is_closed(bridge: Supervised) -> None:
 def test_there_is_an_end_to_it() -> None:
     with supervised(most=2) as bridge:
         bridge.done("store('many', *(os.eventfd(0) for _ in range(3)))")
-        assert "no room for more descriptors: many isn't kept" in bridge.log()
+        bridge.told("no room for more descriptors: many isn't kept")
         bridge.kill()
         assert bridge.passed() == ["many"] * 2
 
@@ -171,7 +171,7 @@ def test_a_stranger_is_not_heard(bridge: Supervised) -> None:
         socket.send_fds(stranger, [b"FDSTORE=1\nFDNAME=mine"], [theirs.fileno()])
         theirs.close()
         assert ours.recv(1) == b""  # nobody keeps the other end
-    assert f"pid {os.getpid()} isn't the bridge: not heard" in bridge.log()
+    bridge.told(f"pid {os.getpid()} isn't the bridge: not heard")
     bridge.kill()
     assert bridge.passed() == []
 
@@ -181,7 +181,7 @@ def test_only_the_bridge_itself_is_heard(bridge: Supervised) -> None:
         "if not (child := os.fork()): store('mine', os.eventfd(0)), os._exit(0)",
         "os.waitpid(child, 0)",
     )
-    assert "isn't the bridge: not heard" in bridge.log()
+    bridge.told("isn't the bridge: not heard")
     bridge.kill()
     assert bridge.passed() == []
 
@@ -217,7 +217,7 @@ def test_a_failure_is_not_final(bridge: Supervised) -> None:
     for _ in range(2):
         bridge.do("os._exit(3)")
         bridge.started()
-    assert "ended with status 3; starting it again in 0 s" in bridge.log()
+    bridge.told("ended with status 3; starting it again in 0 s")
 
 
 def test_what_it_said_last_is_heard(bridge: Supervised) -> None:
@@ -263,11 +263,11 @@ def test_a_successor_that_is_a_child(bridge: Supervised) -> None:
     )
     assert bridge.started() != old
     assert bridge.ask("1 + 1") == 2
-    assert f"pid {bridge.pid} took over" in bridge.log()
+    bridge.told(f"pid {bridge.pid} took over")
     successor = bridge.pid
     assert bridge.kill() not in (old, successor)
     assert bridge.passed() == ["kept"]
-    assert f"pid {successor} was killed by SIGKILL" in bridge.log()
+    bridge.told(f"pid {successor} was killed by SIGKILL")
 
 
 def test_a_successor_that_is_no_child(bridge: Supervised) -> None:
@@ -277,7 +277,7 @@ def test_a_successor_that_is_no_child(bridge: Supervised) -> None:
             time.sleep(0.01)
         successor.kill()
     bridge.started()
-    assert f"pid {successor.pid} is gone; starting it again in 0 s" in bridge.log()
+    bridge.told(f"pid {successor.pid} is gone; starting it again in 0 s")
 
 
 def test_sigterm_is_for_the_successor(bridge: Supervised) -> None:
@@ -315,7 +315,7 @@ def test_a_successor_that_ends_first(bridge: Supervised) -> None:
 @pytest.mark.parametrize("pid", ["", "nonsense", "0", "-1", "9" * 30])
 def test_a_successor_that_cannot_be(bridge: Supervised, pid: str) -> None:
     bridge.done(f"tell('MAINPID={pid}')")
-    assert f"can't take pid {pid} for the bridge: " in bridge.log()
+    bridge.told(f"can't take pid {pid} for the bridge: ")
     bridge.kill()
 
 
@@ -326,20 +326,20 @@ def test_a_successor_that_is_gone(bridge: Supervised) -> None:
     bridge.done("store('kept', os.eventfd(0))", "tell('READY=1')")
     bridge.do(f"tell('MAINPID={gone.pid}')", "os._exit(0)")
     bridge.started()
-    assert f"pid {gone.pid}, which was to take over, is gone" in bridge.log()
+    bridge.told(f"pid {gone.pid}, which was to take over, is gone")
     assert bridge.passed() == ["kept"]
 
 
 def test_the_supervisor_is_no_successor(bridge: Supervised) -> None:
     bridge.done("tell(f'MAINPID={os.getppid()}')")
-    assert f"pid {bridge.process.pid} for the bridge: it is the supervisor" in bridge.log()
+    bridge.told(f"pid {bridge.process.pid} for the bridge: it is the supervisor")
 
 
 def test_a_successor_of_another_user(bridge: Supervised) -> None:
     with subprocess.Popen(["sleep", "99"], user=os.geteuid() or 65534) as other:
         bridge.done("os.geteuid() or os.seteuid(65533)", f"tell('MAINPID={other.pid}')")
         other.kill()
-    assert f"can't take pid {other.pid} for the bridge: it is another user's" in bridge.log()
+    bridge.told(f"can't take pid {other.pid} for the bridge: it is another user's")
     bridge.kill()
 
 
@@ -383,8 +383,8 @@ def test_a_bridge_that_is_silent_is_killed() -> None:
         silent = bridge.pid
         bridge.do("tell('READY=1')")
         bridge.started()
-        assert f"pid {silent} was silent for 0.2 s: killing it" in bridge.log()
-        assert f"pid {silent} was killed by SIGKILL" in bridge.log()
+        bridge.told(f"pid {silent} was silent for 0.2 s: killing it")
+        bridge.told(f"pid {silent} was killed by SIGKILL")
 
 
 def test_a_bridge_that_gives_signs_of_life_lives() -> None:
