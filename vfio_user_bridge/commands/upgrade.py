@@ -12,8 +12,8 @@ SUMMARY = "replace a running bridge by this version, under its guests"
 DESCRIPTION = """\
 Start this version with the arguments of the bridge that runs, and have it take
 over: devices, sockets, clients and all that is known of them. Guests notice
-nothing; a request of theirs waits for some tens of milliseconds. If this
-version can't take over, the bridge that runs goes on, and it is said why.
+nothing; a request of theirs waits for a moment. If this version can't take
+over, the bridge that runs goes on, and it is said why.
 
 The log goes where that of the old one went. Under systemd it is the unit's
 reload: systemctl reload vfio-user-bridge@ADDRESS.service
