@@ -241,7 +241,7 @@ def test_there_may_be_more_than_the_default_limit_of_descriptors() -> None:
 def test_a_sockets_default_name_is_many() -> None:
     """Its unit's name, where each colon begins another: so ours must say FileDescriptorName=."""
     systemctl("stop", UNIT, SOCKET)
-    configure(listener="")
+    configure(listener="FileDescriptorName=")
     systemctl("start", UNIT)
     count, names = tell("answer = os.environ['LISTEN_FDS'], os.environ['LISTEN_FDNAMES']")
     assert (count, names) == ("1", SOCKET)
@@ -292,7 +292,7 @@ def test_reload_brings_another_main_process(access: str, itself: bool) -> None:
     script = Path("/usr/local/lib/reload.py")  # /tmp is the service's own
     script.write_text(RELOAD)
     reload = f"ExecReload=/usr/bin/python3 -B {script}"
-    configure(f"NotifyAccess={access}", reload)
+    configure(f"NotifyAccess={access}", "ExecReload=", reload)
     systemctl("restart", UNIT)
     before = main()
     tell("open('/tmp/shared', 'w').close()")
@@ -322,7 +322,7 @@ def test_reload_brings_another_main_process(access: str, itself: bool) -> None:
 
 
 def test_a_reload_that_fails_changes_nothing() -> None:
-    configure("ExecReload=/bin/false")
+    configure("ExecReload=", "ExecReload=/bin/false")
     before = main()
     with pytest.raises(subprocess.CalledProcessError):
         systemctl("reload", UNIT)
