@@ -196,6 +196,7 @@ def test_who_may_connect() -> None:
 
 
 def test_the_operator_looks_and_acts(tmp_path: Path) -> None:
+    systemctl("start", service(DEVICE))
     page.run("systemd.md", {"0000:01:10.1": DEVICE}, section="Seeing and controlling it")
     control, trace = f"/run/vfio-user-bridge-control/{DEVICE}", tmp_path / "trace"
 
