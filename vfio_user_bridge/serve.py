@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import resource
 import signal
 import sys
 from argparse import Namespace
@@ -23,6 +22,7 @@ from .activation import Passed, passed
 from .confinement import Confinement, User, confine, find_user
 from .errors import BridgeError, UsageError
 from .handover.nobody import VARIABLE, Nobody
+from .kernel.processes import raise_descriptor_limit
 from .layers import Layers
 from .limits import Limits, parse
 from .listener import Listener, listen, listen_at
@@ -47,8 +47,7 @@ def serve(options: Namespace) -> None:
     :raise BridgeError: a device or socket can't be had; what was opened is closed again
     """
     set_up_log(options.log_level)
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # a client may have many files
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_descriptor_limit()  # a client may have many files
     limits = parse(options.limit)
     names = [device_name(text) for text in options.devices]
     for name in names:

@@ -8,7 +8,6 @@ has no need to.
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +15,11 @@ from tests.running_server import server
 
 from .access import PIPELINED, places, started_on
 from .figures import Line, at_most, compare
+from .handover import SUPERVISE
 from .peers import ours
 from .setting import Setting
 from .timed import timed
 
-SUPERVISE = (sys.executable, "-m", "vfio_user_bridge", "supervise", "serve", "model:edu")
 PEER = "not supervised"
 MOST = 1.1
 

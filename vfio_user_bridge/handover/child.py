@@ -24,15 +24,6 @@ _OWN = 64
 CANNOT_RUN = 126
 
 
-def raise_descriptor_limit() -> None:
-    """As many descriptors as this process, and a child, may have.
-
-    A child has what is passed to it before its program opens the first file.
-    """
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def room(passed: int) -> int:
     """How many descriptors can be kept for a child, and given to it beside those *passed* to us.
 

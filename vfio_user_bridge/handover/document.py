@@ -41,14 +41,14 @@ _OF_ALL = frozenset(
 
 
 def pack(document: Mapping[str, Any]) -> bytes:
-    data: bytes = _msgpack().packb({"version": VERSION, **document})
+    data: bytes = msgpack().packb({"version": VERSION, **document})
     return data
 
 
 def unpack(data: bytes) -> Document:
     """:raise BridgeError: it is another version's, or none"""
     try:
-        document = _msgpack().unpackb(data, strict_map_key=False)
+        document = msgpack().unpackb(data, strict_map_key=False)
         version = document["version"]
     except Exception:
         raise BridgeError("its document makes no sense") from None
@@ -73,7 +73,8 @@ def making_sense() -> Iterator[None]:
         raise BridgeError(f"what it left can't be used: {error.strerror or error}") from None
 
 
-def _msgpack() -> Any:
+def msgpack() -> Any:
+    """:raise BridgeError: it isn't installed"""
     return extras.load("msgpack", "replacing a bridge under a running guest")
 
 

@@ -57,10 +57,6 @@ class Inherited:
             journal = self._journal(document["journal"]) if document["journal"] else None
             self._add(document, journal)
 
-    @property
-    def names(self) -> list[str]:
-        return list(self._files)
-
     def read_journals(self) -> None:
         """Where there is no other document. Those that make no sense are as good as absent."""
         for name in self._files:

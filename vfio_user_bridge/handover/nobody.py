@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
-from vfio_user_bridge import extras
 from vfio_user_bridge.errors import BridgeError
 
 if TYPE_CHECKING:
@@ -43,8 +42,10 @@ class Nobody:
         """Where open files are kept; None if *manager* keeps none, or they'd be of no use."""
         if not manager.keeps:
             return None
+        from .document import msgpack
+
         try:
-            extras.load("msgpack", "replacing a bridge under a running guest")
+            msgpack()
         except BridgeError as error:
             log.warning("a crash will put clients out: %s", error)
             return None

@@ -55,7 +55,7 @@ def resume(port: Port, left: Left, engine: str) -> tuple[socket.socket, State | 
 
 def _state(port: Port, left: Left) -> State:
     rows = left.rows
-    if port.ledger:
+    if port.ledger and not left.journal:  # else these are where they were
         rows = port.ledger.rows()
         for command, row in left.rows.items():
             for at, count in enumerate(row):

@@ -17,7 +17,7 @@ import socket
 import time
 from collections.abc import MutableMapping
 
-from vfio_user_bridge.kernel.processes import adopt_orphans
+from vfio_user_bridge.kernel.processes import adopt_orphans, raise_descriptor_limit
 from vfio_user_bridge.notify import Manager
 
 from . import child
@@ -55,7 +55,7 @@ class Supervisor:
         self._watchdog = watchdog
         self._manager = Manager(environment)  # our own, if we have one
         self._passed = child.passed(environment)
-        child.raise_descriptor_limit()
+        raise_descriptor_limit()  # a child has what is passed to it before its first file
         most = min(most, child.room(len(self._passed)))
         self._store = Store(most)
         self._mailbox = NotifySocket()

@@ -25,11 +25,11 @@ from collections.abc import Mapping
 from struct import Struct
 from typing import Any
 
-from vfio_user_bridge import __version__, extras
+from vfio_user_bridge import __version__
 from vfio_user_bridge.ancillary import receive_waiting, send_all
 from vfio_user_bridge.errors import BridgeError
 
-from .document import VERSION
+from .document import VERSION, msgpack
 
 _LENGTH = Struct("=Q")
 _LARGEST = 1 << 30
@@ -46,7 +46,7 @@ class _Link:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
-        self._msgpack = extras.load("msgpack", "replacing a bridge under a running guest")
+        self._msgpack = msgpack()
         sock.settimeout(PATIENCE)
 
     def close(self) -> None:

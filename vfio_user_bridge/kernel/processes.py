@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 from pathlib import Path
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -19,6 +20,12 @@ _libc.syscall.restype = ctypes.c_long
 def adopt_orphans() -> None:
     """Be the parent, from now on, of each descendant whose own parent ends."""
     _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+
+
+def raise_descriptor_limit() -> None:
+    """As many descriptors as this process, and those that it starts, may have."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def compare_files(fd: int, other: int) -> int:
