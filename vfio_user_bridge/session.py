@@ -193,8 +193,8 @@ class Session:
                     self._refuse(message, error)
                 else:
                     self._send(message, reply)
-            connection.done()
             ledger.answered()
+            connection.done()
         finally:
             message.close_fds()
 
