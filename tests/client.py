@@ -43,6 +43,9 @@ QEMU_CAPABILITIES: dict[str, Any] = {
     "write_multiple": True,
 }
 
+#: the server has hung up
+GONE = (EOFError, ConnectionError)
+
 
 @dataclass(frozen=True)
 class Reply:

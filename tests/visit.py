@@ -31,9 +31,6 @@ BUFFER = 0x40000
 RUN, TO_MEMORY = 1, 2
 PATIENCE = 30.0
 
-#: the server has hung up
-GONE = (EOFError, ConnectionError)
-
 
 class Visit:
     """What *client*, just connected, says.
@@ -48,7 +45,7 @@ class Visit:
     def pay(self, *, edu: bool = True) -> None:
         """Say it all, and have edu do DMA if the device is one.
 
-        :raise EOFError, ConnectionError: the server has hung up; one of `GONE`
+        :raise EOFError, ConnectionError: `client.GONE`
         """
         self._ask(c.VERSION, u16(0, 0) + version_data(QEMU_CAPABILITIES))
         with memory_files(1, 2 * PAGE) as (ram,), eventfds(3) as events:

@@ -115,9 +115,12 @@ class BookedOutbox(Outbox):
                 return
         self._room -= size
         self._books.place(reply, handled)
-        self.waiting += size
-        if not hold or self.waiting >= _MOST:
-            self.flush()
+        waiting = self.waiting + size
+        if hold and waiting < _MOST:
+            self.waiting = waiting
+        else:
+            self.waiting = 0
+            self._books.send(self._fd, waiting)
 
     def put_files(self, reply: Buffer, fds: Sequence[int], handled: int) -> None:
         super().put_files(reply, fds, handled)

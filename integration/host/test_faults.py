@@ -13,8 +13,9 @@ from pathlib import Path
 
 from integration.injection import Survivor, faults
 from tests import scrapes
+from tests.client import GONE
 from tests.running_server import server
-from tests.visit import GONE, Visit
+from tests.visit import Visit
 from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.management.control import ask
 

@@ -10,8 +10,8 @@ import pytest
 
 from integration import devices
 from integration.injection import Survivor, faults
-from tests.client import connect
-from tests.visit import GONE, Visit
+from tests.client import GONE, connect
+from tests.visit import Visit
 
 from .bridge import Bridge, bind
 from .trouble import iommu_faults

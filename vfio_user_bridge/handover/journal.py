@@ -140,7 +140,10 @@ class Journal:
 
     def begin(self, handled: int) -> None:
         words = self._words
-        words[_COMMIT] = words[_COMMIT] & _TAKEN | _BUSY | handled << _TAIL_BITS | self._tail
+        if handled:  # then it hasn't been taken
+            words[_COMMIT] = _BUSY | handled << _TAIL_BITS | self._tail
+        else:
+            words[_COMMIT] |= _BUSY
 
     def place(self, reply: Buffer, handled: int) -> None:
         start = self._tail
