@@ -10,7 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from vfio_user_bridge.limits import Limits
 from vfio_user_bridge.messages import DmaMap
+from vfio_user_bridge.state import State
 
 from . import client as c
 from .conversation import Conversation, conversation
@@ -49,6 +51,20 @@ def test_a_map_reaches_the_device_with_its_file(talk: Conversation) -> None:
 def test_a_map_without_a_file_is_welcome(talk: Conversation) -> None:
     assert talk.client.ask(c.DMA_MAP, dma_map(TOP - PAGE, PAGE)) == b""
     assert talk.device.calls == [("dma_map", DmaMap(3, 0, TOP - PAGE, PAGE), None)]
+
+
+def test_a_map_whose_file_cannot_be_written_down_is_not_made(
+    talk: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_state: State) -> None:
+        raise OSError(errno.ENFILE, "too many")
+
+    with memory_files(1) as files:
+        with monkeypatch.context() as patch:
+            patch.setattr(State, "write_down", full)
+            assert talk.client.refused(c.DMA_MAP, dma_map(0, PAGE), files) == errno.ENFILE
+        assert talk.device.calls == []
+        assert talk.client.ask(c.DMA_MAP, dma_map(0, PAGE), files) == b""
 
 
 @pytest.mark.parametrize(
@@ -194,4 +210,13 @@ def test_what_is_no_ram_is_not_told_of(
     with memory_files(1) as files:
         talk.client.ask(c.DMA_MAP, dma_map(2 * MIB, MIB), files)
     talk.client.ask(c.DMA_MAP, dma_map(4 * MIB, 4 * MIB))  # another device's BAR, after RAM
+    assert warnings(caplog) == []
+
+
+def test_ram_that_is_shared_is_none_that_is_private_however_many_files_are_kept(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with conversation(limits=Limits(files=0)) as talk, memory_files(1) as files:
+        talk.client.ask(c.DMA_MAP, dma_map(0, MIB), files)
+        talk.client.ask(c.DMA_MAP, dma_map(4 * MIB, 4 * MIB))
     assert warnings(caplog) == []

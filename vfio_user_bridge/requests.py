@@ -167,11 +167,11 @@ class Requests:
         if len(state.maps) >= state.capabilities.max_dma_maps:
             raise refuse(errno.ENOSPC, f"{len(state.maps)} maps are all there can be")
         fd = message.fds[0] if message.fds else None
-        file = state.files.add(fd)
+        file = state.add_file(fd)
         try:
             self._device.dma_map(request, fd)
         except BaseException:
-            state.files.drop(file)
+            state.drop_file(file)
             raise
         state.add_map(request, file)
         if fd is None and request.writable and request.size >= RAM_SIZE:

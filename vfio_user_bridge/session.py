@@ -31,7 +31,7 @@ from .protocol import (
     refuse,
 )
 from .requests import Requests
-from .state import Ledger, State
+from .state import Journal, Ledger, State
 from .transport import Connection, Message, PeerGoneError
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,8 @@ class Session:
         gone: Callable[[], None] = lambda: None,
     ) -> None:
         self.state = state  # None until VERSION
-        self.counters = state.counters if state else Counters(ledger.rows() if ledger else None)
+        rows = ledger.journal.rows() if ledger else None
+        self.counters = state.counters if state else Counters(rows)
         self._ledger = ledger
         self._gone = gone
         self._turn = turn or threading.Lock()
@@ -158,15 +159,15 @@ class Session:
 
     def _go_on(self, state: State) -> None:
         """Where a predecessor was: send what it had yet to send; answer what it had begun."""
-        ledger = self._ledger
+        journal = self._ledger and self._ledger.journal
         self._are_agreed(state)
         self._connection.send_placed()
-        if ledger and ledger.lost:
+        if journal and journal.lost:
             raise ProtocolError("its bridge was killed over a message that is lost with it")
-        if ledger and ledger.in_doubt:
-            self._answer_again(ledger, state)
+        if journal and journal.begun:
+            self._answer_again(journal, state)
 
-    def _answer_again(self, ledger: Ledger, state: State) -> None:
+    def _answer_again(self, journal: Journal, state: State) -> None:
         """What comes next is what a predecessor was killed over: do it again if it may be, once."""
         connection = self._connection
         requests = Requests(self._device, state)
@@ -174,7 +175,7 @@ class Session:
         name, what = self._device.name, command_name(message.command)
         try:
             with self._turn:
-                tried = ledger.again()
+                tried = journal.again()
                 connection.begin()
                 try:
                     if tried or not requests.repeatable(message):
@@ -193,7 +194,7 @@ class Session:
                     self._refuse(message, error)
                 else:
                     self._send(message, reply)
-            ledger.answered()
+            journal.answered()
             connection.done()
         finally:
             message.close_fds()

@@ -20,11 +20,11 @@ from .protocol import Capabilities
 Relayed = dict[tuple[int, int], tuple[Kept, Kept]]
 
 
-class Ledger(Protocol):
-    """Where a successor finds all this."""
+class Journal(Books, Protocol):
+    """What a message changes."""
 
     @property
-    def in_doubt(self) -> bool:
+    def begun(self) -> bool:
         """Whether a predecessor was killed over the message that comes next."""
 
     @property
@@ -32,19 +32,28 @@ class Ledger(Protocol):
         """Whether a predecessor was killed over a message that is gone with it."""
 
     def again(self) -> int:
-        """That is tried once more: how often it was before."""
+        """What it was killed over is tried once more: how often that was so before."""
 
     def answered(self) -> None:
-        """What a predecessor was killed over is answered: what comes next is another."""
+        """What it was killed over is answered: what comes next is another."""
 
-    @property
-    def journal(self) -> Books:
-        """What becomes of the client's messages."""
+    def rows(self) -> Rows:
+        """What messages are counted in."""
 
-    def rows(self) -> Rows: ...
-    def write(self) -> None: ...
     def add_map(self, entry: DmaMap, file: int) -> None: ...
     def remove_map(self, entry: DmaMap) -> None: ...
+
+
+class Ledger(Protocol):
+    """Where a successor finds all this."""
+
+    @property
+    def journal(self) -> Journal:
+        """What changes with each message."""
+
+    def write(self) -> None:
+        """All else."""
+
     def client_gone(self) -> None: ...
 
     def handed(self, keep: Keep) -> str:
@@ -76,24 +85,40 @@ class State:
     #: something has, but for maps
     changed: bool = False
 
+    def add_file(self, fd: int | None) -> int:
+        """A map is to lie in it: its number, or 0 for none, and written down before there is one.
+
+        :raise OSError: it can't be kept
+        """
+        file = self.files.add(fd)
+        self.shared_memory |= fd is not None
+        if self.files.changed:
+            try:
+                self.write_down()
+            except BaseException:
+                self.drop_file(file)
+                raise
+        return file
+
+    def drop_file(self, file: int) -> None:
+        """No map lies there, or one less."""
+        self.files.drop(file)
+        self.changed |= self.files.changed
+
     def add_map(self, entry: DmaMap, file: int) -> None:
         """*entry* is made, and lies in this one of `files`."""
         self.maps.add(entry)
         if file:
             self.file_of[entry.address] = file
-            self.shared_memory = True
         if self.ledger:
-            if self.files.changed:
-                self.write_down()
-            self.ledger.add_map(entry, file)
+            self.ledger.journal.add_map(entry, file)
 
     def remove_map(self, entry: DmaMap) -> None:
         """*entry* is undone."""
         self.maps.remove(entry)
         if self.ledger:
-            self.ledger.remove_map(entry)
-        self.files.drop(self.file_of.pop(entry.address, 0))
-        self.changed |= self.files.changed
+            self.ledger.journal.remove_map(entry)
+        self.drop_file(self.file_of.pop(entry.address, 0))
 
     def write_down(self) -> None:
         """All but the maps, which are written down as they are made."""

@@ -7,10 +7,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from vfio_user_bridge.counters import Rows
 from vfio_user_bridge.device import Keep
 from vfio_user_bridge.errors import BridgeError
-from vfio_user_bridge.messages import DmaMap
 
 from .document import of_port, pack
 from .journal import DOCUMENT_SIZE, Journal
@@ -57,24 +55,6 @@ class Ledger:
         for name, fd in self._always.items():
             store.keep(name, fd)
 
-    @property
-    def in_doubt(self) -> bool:
-        return self.journal.begun
-
-    @property
-    def lost(self) -> bool:
-        return self.journal.lost
-
-    def again(self) -> int:
-        return self.journal.again()
-
-    def answered(self) -> None:
-        self.journal.answered()
-
-    def rows(self) -> Rows:
-        """What messages are counted in."""
-        return self.journal.rows()
-
     def write(self) -> None:
         """All but the maps. What it takes is kept before that is valid, and until it isn't.
 
@@ -105,12 +85,6 @@ class Ledger:
         """The port has none: what is closed from now on is closed, here and in the store."""
         self.write()
         self.journal.forget_client()
-
-    def add_map(self, entry: DmaMap, file: int) -> None:
-        self.journal.add_map(entry, file)
-
-    def remove_map(self, entry: DmaMap) -> None:
-        self.journal.remove_map(entry)
 
     def handed(self, keep: Keep) -> str:
         """The journal, for a successor that takes over now."""

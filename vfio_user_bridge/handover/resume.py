@@ -56,7 +56,7 @@ def resume(port: Port, left: Left, engine: str) -> tuple[socket.socket, State | 
 def _state(port: Port, left: Left) -> State:
     rows = left.rows
     if port.ledger and not left.journal:  # else these are where they were
-        rows = port.ledger.rows()
+        rows = port.ledger.journal.rows()
         for command, row in left.rows.items():
             for at, count in enumerate(row):
                 rows[command][at] = count
@@ -84,7 +84,7 @@ def _adopt(port: Port, left: Left, state: State) -> None:
         if file:
             state.file_of[entry.address] = file
         if port.ledger and not left.journal:
-            port.ledger.add_map(entry, file)
+            port.ledger.journal.add_map(entry, file)
     state.files.drop_unused()
     state.files.changed = False
 

@@ -176,7 +176,8 @@ class LibrarySession(Session):
     def _go_on(self, state: State) -> None:
         self._are_agreed(state)
         self._connection.send_placed()
-        if self._ledger and (self._ledger.in_doubt or self._ledger.lost):
+        journal = self._ledger and self._ledger.journal
+        if journal and (journal.begun or journal.lost):
             raise ProtocolError("its bridge was killed over a message that is lost with it")
 
     def _serve(self, state: State) -> None:
