@@ -8,7 +8,7 @@ BIN := .venv/bin
 # The test machine's console is a terminal, whatever ours is.
 COLOUR = $(if $(MAKE_TERMOUT),yes,no)
 # Tests in the machine. One that hangs ends there, and the others still run.
-INSIDE = python3 -B -m pytest -p no:cacheprovider --timeout 3600 --durations 10 --color=$(COLOUR)
+INSIDE = python3 -m pytest --timeout 3600 --durations 10 --color=$(COLOUR)
 
 # They take no systemd, but that machine has time for them: so both end at about the same time.
 SHIFTED = $(patsubst %,integration/inside/test_%.py,faults doctor recording policy trace dma qemu outlived_container)
@@ -94,7 +94,7 @@ fidelity: venv ## what the guest can tell: the table, direct against bridged; pa
 soak: venv ## what a server holds before and after CLIENTS (2000) clients, and a tenth on real VFIO
 	$(BIN)/python -m integration.soak --clients $(CLIENTS)
 	$(BIN)/python -m integration.machine --timeout 3600 -- \
-		python3 -B -m integration.soak --clients $$(($(CLIENTS) / 10)) 0000:00:13.0
+		python3 -m integration.soak --clients $$(($(CLIENTS) / 10)) 0000:00:13.0
 
 bench: venv ## figures against peers; PEER='COMMAND {socket}', PLOT=1 for a picture, ROWS=here without the machine
 	@$(call tool,gcc,gcc libc6-dev)

@@ -37,8 +37,10 @@ MKE2FS_OPTIONS = ("-O", "^has_journal", "-E", "lazy_itable_init=1")
 MEMORY_MIB = 4096
 TIMEOUT = 900.0
 
-MODULES = ("virtio_blk", "crc32c_generic", "ext4", "9p", "9pnet_virtio")
+MODULES = ("virtio_blk", "crc32c_generic", "ext4", "9p", "9pnet_virtio", "overlay")
 SHARE_OPTIONS = "trans=virtio,version=9p2000.L,msize=262144"
+#: what is written there stays in the machine, and ends with it
+OVERLAY = "lowerdir=/checkout,upperdir=/mnt/written/new,workdir=/mnt/written/work"
 SCRIPT = "/checkout/integration/machine-init"
 SYSTEMD = "/usr/lib/systemd/systemd"
 #: the system that systemd brings up, on the kernel's command line
@@ -50,8 +52,10 @@ SYSTEMD_ARGUMENTS = (
 )
 ROOT_SCRIPT = f"""
 mount -t ext4 /dev/vda /mnt
-mkdir -p /mnt/checkout /mnt/results
-mount -t 9p -o ro,cache=loose,{SHARE_OPTIONS} checkout /mnt/checkout
+mkdir -p /checkout /mnt/checkout /mnt/results /mnt/written/new /mnt/written/work
+mount -t 9p -o ro,cache=loose,{SHARE_OPTIONS} checkout /checkout
+# Bytecode, above all: to compile the bridge takes as long as all else of its start.
+mount -t overlay -o {OVERLAY} checkout /mnt/checkout
 mount -t 9p -o {SHARE_OPTIONS} results /mnt/results
 cp /mnt/checkout/integration/machine.service /mnt/etc/systemd/system
 umount /sys /proc /dev
