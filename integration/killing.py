@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.running_server import SERVE, RunningServer, server
@@ -117,11 +118,11 @@ class Killer(threading.Thread):
             return
         self.upgrades += 1
         if chance.random() < HASTY:
-            upgrade = threading.Thread(target=bridge.upgrade)
-            upgrade.start()
-            time.sleep(chance.uniform(0, 2 * START))
-            bridge.kill()
-            upgrade.join()
+            with ThreadPoolExecutor(1) as pool:
+                upgrading = pool.submit(bridge.upgrade)
+                time.sleep(chance.uniform(0, 2 * START))
+                bridge.kill()
+            upgrading.result()
         else:
             bridge.upgrade()
 

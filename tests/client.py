@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import array
+import fcntl
 import json
 import socket
 import struct
+import termios
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +128,13 @@ class Client:
         assert payload[:4] == u16(0, minor)
         assert payload.endswith(b"\0")
         return json.loads(payload[4:-1])["capabilities"]
+
+    def wait_until_taken(self) -> None:
+        """Wait until the server has taken out of the socket all that was sent."""
+        deadline = time.monotonic() + (self.socket.gettimeout() or 0)
+        while any(fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4))):
+            assert time.monotonic() < deadline, "the server leaves it there"
+            time.sleep(0.001)
 
     def wait_until_hung_up(self) -> None:
         """Wait until the server hangs up; replies that still come are passed over."""

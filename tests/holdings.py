@@ -9,9 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .processes import number, status
-
-PATIENCE = 20.0
+from .processes import PATIENCE, number, status
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+
+PATIENCE = 20.0
 
 
 def fields(pid: int, file: str) -> dict[str, str]:
@@ -16,6 +19,14 @@ def fields(pid: int, file: str) -> dict[str, str]:
 def status(pid: int) -> dict[str, str]:
     """/proc/PID/status, by field."""
     return fields(pid, "status")
+
+
+def await_state(pid: int, state: str) -> None:
+    """Wait until that is the letter of its State: "T" is stopped, "Z" ended and not waited for."""
+    deadline = time.monotonic() + PATIENCE
+    while not (now := status(pid)["State"]).startswith(state):
+        assert time.monotonic() < deadline, f"pid {pid} is {now}"
+        time.sleep(0.001)
 
 
 def number(field: str) -> int:

@@ -13,6 +13,7 @@ import pytest
 
 from integration.away import Away
 
+from .processes import await_state
 from .running_server import server
 
 PAUSE = 0.3
@@ -25,13 +26,15 @@ def test_what_it_measures(tmp_path: Path) -> None:
         running.client() as client,
         closing(Away(client)) as away,
     ):
-        away.longest()
         begun = time.monotonic()
+        away.longest()
         os.kill(running.process.pid, signal.SIGSTOP)
+        await_state(running.process.pid, "T")
         time.sleep(PAUSE)
         os.kill(running.process.pid, signal.SIGCONT)
-        assert PAUSE <= away.longest() <= time.monotonic() - begun
-        assert away.longest() < PAUSE
+        paused = away.longest()
+        assert PAUSE <= paused <= time.monotonic() - begun
+        assert away.longest() < paused
         running.process.kill()
         with pytest.raises((OSError, EOFError)):
             away.longest()

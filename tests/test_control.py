@@ -28,6 +28,8 @@ from vfio_user_bridge.management.control import ask
 
 from . import client as c
 from .descriptors import eventfds, memory_files
+from .holdings import await_holdings, holdings
+from .processes import await_state
 from .running_server import PATIENCE, RunningServer, server
 from .wire import dma_map, message, region, set_irqs, u32
 
@@ -282,7 +284,7 @@ def test_recordings_that_cant_be(
 ) -> None:
     full = tmp_path / "full"
     full.write_text("something")
-    fds = len(list(Path(f"/proc/{edu.process.pid}/fd").iterdir()))
+    before = holdings(edu.process.pid)
     assert tell(control, "stop-recording") == 1
     assert tell(control, "record", str(tmp_path / "no folder" / "trace")) == 1
     assert tell(control, "record", str(full)) == 1
@@ -314,7 +316,7 @@ def test_recordings_that_cant_be(
         with pytest.raises(BridgeError):  # it hangs up
             ask(control, "status", files=files * 5)
         assert ask(control, "status", files=files)["pid"] == edu.process.pid
-    assert len(list(Path(f"/proc/{edu.process.pid}/fd").iterdir())) == fds
+    await_holdings(edu.process.pid, before)
     assert "Traceback" not in edu.log()
 
 
@@ -400,6 +402,7 @@ def test_a_recording_that_may_yet_be_keeps_its_file(
     trace = tmp_path / "late.trace"
     with mock.patch("vfio_user_bridge.management.control._PATIENCE", 0.2):
         edu.process.send_signal(signal.SIGSTOP)
+        await_state(edu.process.pid, "T")
         assert tell(control, "record", str(trace)) == 1
     edu.process.send_signal(signal.SIGCONT)
     deadline = time.monotonic() + PATIENCE

@@ -8,7 +8,6 @@ import select
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -243,7 +242,7 @@ def test_who_is_in_the_middle_of_a_message_is_put_out(
     with memory_files(1) as files:
         client.ask(c.DMA_MAP, dma_map(0, PAGE), files)
         client.socket.sendall(message(c.REGION_READ, region(0, BAR0, 4))[:16])
-        time.sleep(SOON)
+        client.wait_until_taken()
         kill(control)
         client.wait_until_hung_up()
     with bridge.client() as client:

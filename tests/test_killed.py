@@ -224,10 +224,10 @@ def test_whenever_it_is_killed_all_is_answered_once_and_in_order(
 
 
 @contextmanager
-def a_connection() -> Iterator[tuple[Connection, Journal, socket.socket]]:
+def a_connection(stall: float = 10) -> Iterator[tuple[Connection, Journal, socket.socket]]:
     ours, peer = socket.socketpair()
     books = Journal.create(1)
-    connection = Connection(ours, Limits(stall=0.05), books=books)
+    connection = Connection(ours, Limits(stall=stall), books=books)
     connection.start()
     with peer:
         yield connection, books, peer
@@ -301,7 +301,7 @@ def test_a_peer_that_never_reads_is_gone() -> None:
             connection.done()
 
     with (
-        a_connection() as (connection, _books, peer),
+        a_connection(stall=0.05) as (connection, _books, peer),
         pytest.raises(PeerGoneError, match="doesn't read"),
     ):
         flood(connection, peer)

@@ -97,19 +97,19 @@ def test_a_console_s_lines_are_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "says"),
+    ("command", "patience", "says"),
     [
-        (Command("false"), "exit status 1"),
-        (Command("true", fails=True), "exit status 0"),
-        (Command("echo two", "one\n"), "not what the page shows: two"),
-        (Command("sleep 9"), "no end"),
-        (Command("sleep 9 &", "one\n"), "no end"),
-        (Command("exit 3"), "no end"),
+        (Command("false"), 10, "exit status 1"),
+        (Command("true", fails=True), 10, "exit status 0"),
+        (Command("echo two", "one\n"), 10, "not what the page shows: two"),
+        (Command("sleep 9"), 0.3, "no end"),
+        (Command("sleep 9 &", "one\n"), 0.3, "no end"),
+        (Command("exit 3"), 0.3, "no end"),
     ],
 )
-def test_what_is_noticed(command: Command, says: str) -> None:
+def test_what_is_noticed(command: Command, patience: float, says: str) -> None:
     with Shell() as shell, pytest.raises(PageError, match=says):
-        shell.run(command, timeout=0.3)
+        shell.run(command, timeout=patience)
 
 
 def test_what_is_otherwise_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

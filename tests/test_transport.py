@@ -310,8 +310,8 @@ def test_a_peer_that_never_reads_is_gone_in_bounded_time(pair: Pair, files: int)
 # ---- Sending --------------------------------------------------------------------------------
 
 
-def test_a_reply_carries_its_descriptors_once_however_large_it_is(pair: Pair) -> None:
-    connection, peer = pair
+def test_a_reply_carries_its_descriptors_once_however_large_it_is() -> None:
+    ours, peer = socket.socketpair()
     data = message(READ, os.urandom(1 << 20))
     received, fds = bytearray(), list[int]()
 
@@ -323,7 +323,7 @@ def test_a_reply_carries_its_descriptors_once_however_large_it_is(pair: Pair) ->
 
     reader = threading.Thread(target=read)
     reader.start()
-    with memory_files(2) as files:
+    with closing(Connection(ours)) as connection, peer, memory_files(2) as files:
         connection.send(data, files)
         reader.join()
         assert received == data

@@ -27,7 +27,7 @@ from vfio_user_bridge.management.control import ask
 
 from . import client as c
 from .client import QEMU_CAPABILITIES, Client, version_data
-from .holdings import holdings
+from .holdings import await_holdings, holdings
 from .replaceable_server import ReplaceableServer, replaceable
 from .running_server import PATIENCE
 from .visit import BAR0
@@ -174,7 +174,7 @@ def test_a_policy_that_is_wrong_by_now(tmp_path: Path) -> None:
         assert said[0].startswith(f"vfio-user-bridge: {policy}")
         assert "the other bridge is gone" in said[1]
         assert read(client) == 5
-        assert holdings(bridge.pid) == before
+        await_holdings(bridge.pid, before)
 
 
 def say(sock: socket.socket, message: Any) -> None:
@@ -251,7 +251,7 @@ def test_who_can_not_succeed(
                 ask(bridge.control, "hand-over", files=[theirs.detach()], hand=True)
             acting.result()
         assert read(client) == 5
-        assert holdings(bridge.pid) == before
+        await_holdings(bridge.pid, before)
         (told,) = [line for line in bridge.log().splitlines() if "not replaced" in line]
         assert why in told
         assert "Traceback" not in bridge.log()
