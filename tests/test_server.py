@@ -8,6 +8,7 @@ import errno
 import os
 import resource
 import select
+import shlex
 import signal
 import socket
 import stat
@@ -60,6 +61,30 @@ def test_the_ready_line_is_all_that_it_says(path: Path) -> None:
         assert edu.ready_line == f"edu ready on {path}\n"
     print(f"ready after {took * 1000:.0f} ms")
     assert took < PATIENCE
+
+
+def connect_soon(path: Path) -> c.Client:
+    """Connect to a server that has yet to listen."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return c.connect(path, PATIENCE)
+        except (FileNotFoundError, ConnectionRefusedError):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("stdout", [">&-", ">/dev/full", "| true"])
+def test_nobody_need_read_the_ready_line(path: Path, stdout: str) -> None:
+    command = shlex.join([*SERVE, "--socket-path", str(path)])
+    shell = ["bash", "-c", f"set -o pipefail; {command} {stdout}"]
+    with subprocess.Popen(shell, stderr=subprocess.PIPE, text=True, process_group=0) as process:
+        with contextlib.closing(connect_soon(path)) as client:
+            client.negotiate()
+            assert identify(client) == EDU_ID
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.stderr
+        assert "Traceback" not in process.stderr.read()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

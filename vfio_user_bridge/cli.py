@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
         status = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout:  # it may be closed
+            sys.stdout.flush()
     except BridgeError as error:
         complain(str(error))
         return error.exit_status

@@ -7,6 +7,7 @@ Follows the specification's "Backend Program Conventions": stays in the foregrou
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -40,12 +41,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_STDERR = 2
+
 
 def serve(options: Namespace) -> None:
     """Serve until SIGTERM or SIGINT.
 
     :raise BridgeError: a device or socket can't be had; what was opened is closed again
     """
+    _occupy_standard_streams()
     set_up_log(options.log_level)
     raise_descriptor_limit()  # a client may have many files
     limits = parse(options.limit)
@@ -68,6 +72,13 @@ def serve(options: Namespace) -> None:
         return
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _occupy_standard_streams() -> None:
+    """One that is closed must not come to be another file, which is then written to."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(fd)
 
 
 def _serve(options: Namespace, names: Sequence[str], limits: Limits, layers: Layers) -> None:
@@ -126,9 +137,9 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits, layers: Lay
         ready = [f"{name} ready on {listeners[name].address}\n" for name in names]
 
         def announce() -> None:
-            if not before.runs:
-                sys.stdout.write("".join(ready))
-                sys.stdout.flush()
+            if sys.stdout and not before.runs:
+                with contextlib.suppress(OSError):  # who reads it may be gone, and guests aren't
+                    os.write(sys.stdout.fileno(), "".join(ready).encode())
             log.info("confined: %s", confinement)
             for each in for_operators:
                 log.info("for operators: %s on %s", each.what, each.listener.address)
