@@ -2,9 +2,9 @@
 """The test machine: a virtual machine with an IOMMU, where kernel VFIO is real.
 
 It boots the tree, by TCG so that it runs anywhere, with emulated devices to assign. The checkout
-is its /checkout, read-only; a folder of the host is its /results; all else that it writes is
-thrown away. Its process 1 is a script, or systemd with all that it starts on a Debian host, and
-the product installed from its wheel.
+is its /checkout, a folder of the host is its /results, and what it writes anywhere but there is
+thrown away. Its process 1 is a script, or systemd with all that it starts on a Debian host, and the
+product installed from its wheel.
 
     python -m integration.machine [--systemd] [--images] [--kernel] [--device DEVICE]...
         -- COMMAND...
