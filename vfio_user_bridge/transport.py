@@ -334,24 +334,6 @@ class Connection:
         self._head = self._at = self._next = self._end = 0
         self.owes = self.taken = False
 
-    def lend(self) -> None:
-        """Somebody else reads the message that waits, and answers it, before we `take_back`. Nobody
-        knows how far that has come.
-        """
-        if self._books:
-            self._books.take()
-            self._books.begin(0)
-
-    def take_back(self) -> None:
-        """That message is out of the socket, and answered."""
-        if self._books:
-            self._books.consumed()
-
-    def look_again(self) -> None:
-        """Somebody else has peeked: the next look begins at the head of the queue again."""
-        if self._books:
-            self._peeked(0)
-
     def pause(self) -> None:
         """What was answered before the message in hand is over; that one stays, not begun.
 

@@ -43,7 +43,7 @@ from vfio_user_bridge.protocol import (
 from vfio_user_bridge.requests import Requests
 from vfio_user_bridge.session import Session
 from vfio_user_bridge.state import State
-from vfio_user_bridge.transport import Message, PeerGoneError
+from vfio_user_bridge.transport import SO_PEEK_OFF, Message, PeerGoneError
 
 from .context import IRQS, Context
 from .relay import Relay
@@ -204,8 +204,11 @@ class LibrarySession(Session):
             raise PeerGoneError("it hung up" + (" in mid-message" if head else ""))
         command = HEADER.unpack_from(head)[1]
         self._connection.now = time.perf_counter_ns()
-        self._connection.look_again()
-        self._connection.lend()
+        self._look_again()
+        journal = self._ledger and self._ledger.journal
+        if journal:  # the library takes it out of the socket, and nobody knows how far it has come
+            journal.take()
+            journal.begin(0)
         try:
             self._answer_command(state, head)
         finally:
@@ -213,7 +216,8 @@ class LibrarySession(Session):
                 self._count(command)
         if state.changed or self._device.volatile:
             state.write_down()
-        self._connection.take_back()
+        if journal:
+            journal.consumed()
 
     def _answer_command(self, state: State, head: bytes) -> None:
         _id, command, size, flags, _error = HEADER.unpack_from(head)
@@ -252,13 +256,18 @@ class LibrarySession(Session):
     def _peek(self, head: bytes) -> Message:
         """The message that waits and duplicates of its files, which are the caller's to close."""
         data, fds = receive_waiting(self._connection.socket, _PEEK, socket.MSG_PEEK)
-        self._connection.look_again()
+        self._look_again()
         id_, command, size, flags, _error = HEADER.unpack_from(head)
         message = Message(id_, command, flags, memoryview(data)[HEADER.size : size], fds)
         if len(data) < min(size, _PEEK):
             message.close_fds()
             raise ProtocolError("a message in pieces, which libvfio-user can't take either")
         return message
+
+    def _look_again(self) -> None:
+        """Whoever looks next, of the library or a successor, begins at the head of the queue."""
+        if self._ledger:
+            self._connection.socket.setsockopt(socket.SOL_SOCKET, SO_PEEK_OFF, 0)
 
     def _run(self, command: int) -> None:
         """Have the library read one message and answer it."""
