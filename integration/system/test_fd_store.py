@@ -23,6 +23,7 @@ import pytest
 from integration import devices, page
 from vfio_user_bridge.kernel import pci
 
+from . import units
 from .units import binding, prop, service, systemctl, unit_socket
 from .waiting import PATIENCE, until
 
@@ -92,18 +93,15 @@ def tell(code: str, path: str = PATH) -> Any:
 
 
 def main() -> int:
-    return int(prop("MainPID", UNIT))
+    return units.main_process(UNIT)
 
 
 def kill() -> None:
-    """SIGKILL; returns when another one is there."""
-    before = main()
-    os.kill(before, signal.SIGKILL)
-    another(before)
+    units.kill(UNIT)
 
 
 def another(before: int) -> None:
-    until(lambda: main() not in (0, before) and prop("ActiveState", UNIT) == "active")
+    units.await_another(UNIT, before)
 
 
 def passed() -> dict[str, list[int]]:

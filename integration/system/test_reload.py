@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,7 +49,7 @@ def remote() -> Iterator[RemoteDevice]:
 
 
 def main() -> int:
-    return int(prop("MainPID", UNIT))
+    return units.main_process(UNIT)
 
 
 def reload() -> None:
@@ -58,10 +57,7 @@ def reload() -> None:
 
 
 def kill() -> None:
-    """Returns when there is another."""
-    before = main()
-    os.kill(before, signal.SIGKILL)
-    until(lambda: main() not in (0, before) and prop("ActiveState", UNIT) == "active")
+    units.kill(UNIT)
 
 
 def works(remote: RemoteDevice) -> None:

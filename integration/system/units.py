@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,8 @@ from pathlib import Path
 
 from integration.inside.bridge import RemoteDevice
 from vfio_user_bridge.kernel import pci
+
+from .waiting import until
 
 FOLDER = Path("/run/vfio-user-bridge")
 ALL = "vfio-user-bridge*"
@@ -35,6 +39,22 @@ def binding(device: str) -> str:
 def prop(name: str, unit: str) -> str:
     """A property of a unit, as systemctl show has it."""
     return systemctl("show", "--value", f"--property={name}", unit)
+
+
+def main_process(unit: str) -> int:
+    return int(prop("MainPID", unit))
+
+
+def await_another(unit: str, before: int) -> None:
+    """Wait until its main process is another than *before*, and it is active."""
+    until(lambda: main_process(unit) not in (0, before) and prop("ActiveState", unit) == "active")
+
+
+def kill(unit: str) -> None:
+    """SIGKILL to its main process; returns when there is another."""
+    before = main_process(unit)
+    os.kill(before, signal.SIGKILL)
+    await_another(unit, before)
 
 
 def client(device: str) -> RemoteDevice:
