@@ -11,7 +11,7 @@ COLOUR = $(if $(MAKE_TERMOUT),yes,no)
 INSIDE = python3 -m pytest --timeout 3600 --durations 10 --color=$(COLOUR)
 
 # They take no systemd, but that machine has time for them: so both end at about the same time.
-SHIFTED = $(patsubst %,integration/inside/test_%.py,faults doctor recording policy trace dma qemu outlived_container)
+SHIFTED = $(patsubst %,integration/inside/test_%.py,faults doctor recording policy trace outlived_container)
 
 BANDIT = $(BIN)/bandit --quiet --ini setup.cfg
 # What requirements/ says, and that alone: building from source would fetch what builds it unpinned.
