@@ -195,11 +195,14 @@ def test_all_that_was_taken_is_given_back(kept: KeptFiles) -> None:
         saved = kept.saved(device)
         assert len(kept.fds) == 3
         before = open_files()
-        with closing(begun(kept)) as new:
-            new.restore(saved, kept.take)
-            assert open_files() > before
-            new.quiesce(reset=True)
-        assert open_files() == before
+        for succeeds in (False, True):
+            with closing(begun(kept)) as new:
+                new.restore(saved, kept.take)
+                if succeeds:
+                    new.succeed()
+                assert open_files() > before
+                new.quiesce(reset=True)
+            assert open_files() == before
         for missing in list(kept.fds):
             os.close(kept.fds.pop(missing))
             before = open_files()
@@ -218,6 +221,7 @@ def test_a_policy_counts_on(kept: KeptFiles) -> None:
         saved = kept.saved(device)
         device.region_read(0, 0x2000, 4)  # and killed
         new.restore(saved, kept.take)
+        new.succeed()
         new.region_read(0, 0x2000, 4)
         assert new.hits == [(7, "", 5)]
         moved.restore(saved, kept.take)  # what is counted is elsewhere
@@ -233,6 +237,7 @@ def test_another_policy_counts_anew_and_warns(
         device.region_read(0, 0x2000, 4)
         new.cells(kept.cells)
         new.restore(kept.saved(device), kept.take)
+        new.succeed()
         assert new.hits == [(7, "", 0)]
         assert "its policy has changed" in caplog.text
 
@@ -257,6 +262,7 @@ def test_a_recording_goes_on(kept: KeptFiles, tmp_path: Path) -> None:
         saved = kept.saved(device)
         device.region_read(0, 0x101, 4)
         new.restore(saved, kept.take)
+        new.succeed()
         assert device.progress == new.progress
         new.region_read(0, 0x102, 4)
         new.stop()
@@ -277,6 +283,7 @@ def test_a_recording_that_began_before_there_was_where_to_count(
         saved = kept.saved(device)
         device.region_read(0, 0x101, 4)
         new.restore(saved, kept.take)
+        new.succeed()
         assert device.progress == new.progress
         killed(device)
 
@@ -292,6 +299,7 @@ def test_what_was_half_written_is_overwritten(kept: KeptFiles, tmp_path: Path) -
             file.seek(device.progress.bytes + 1)
             file.write(b"\xff" * 100_000)
         new.restore(saved, kept.take)
+        new.succeed()
         with Trace(path) as trace:
             assert len(list(trace)) == 1  # as after a crash, and no rubbish
         new.reset()
@@ -311,6 +319,7 @@ def test_a_recording_that_can_not_go_on_ends(
         os.close(kept.fds[name])
         kept.fds[name] = os.open(path, os.O_RDONLY)
         new.restore(saved, kept.take)
+        new.succeed()
         assert new.progress is None
         assert "edu is no longer recorded: " in caplog.text
 
@@ -332,6 +341,7 @@ def test_a_recording_of_who_is_killed_goes_on(kept: KeptFiles, tmp_path: Path) -
             os.waitpid(child, 0)
             with closing(begun(kept)) as new:
                 new.restore(saved, kept.take)
+                new.succeed()
                 assert new.progress
                 done = new.progress.records
                 ((_, _, hits),) = new.hits

@@ -13,17 +13,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from vfio_user_bridge.management.control import ask
+from vfio_user_bridge.trace.reader import Trace
+from vfio_user_bridge.trace.records import End, Read, Write
 
 from . import client as c
+from .descriptors import memory_files
 from .running_server import PATIENCE, RunningServer, server
-from .wire import region, u32
+from .visit import IOVA, PAGE
+from .wire import dma_map, region, u32
 
 PACKAGE = Path(__file__).parents[1] / "vfio_user_bridge"
 PROGRAM = [sys.executable, "-m", "vfio_user_bridge"]
@@ -79,9 +84,11 @@ def control(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def running(version: Version, control: Path, *command: str) -> Iterator[RunningServer]:
+def running(
+    version: Version, control: Path, *command: str, options: Sequence[str] = ()
+) -> Iterator[RunningServer]:
     path = control.with_name("edu.sock")
-    options = ("--socket-path", str(path), "--control", str(control))
+    options = ("--socket-path", str(path), "--control", str(control), *options)
     serve = [*PROGRAM, *command, "serve", "model:edu"]
     with server(path, *options, command=serve, environment=version.environment) as bridge:
         try:
@@ -223,6 +230,79 @@ def test_one_that_ends_when_it_is_to_serve(old: Version, new: Version, control: 
         assert wrote(client) == 7
         killed(bridge, control)
         assert wrote(client) == 7
+
+
+class Late:
+    """A successor that stands still once it has all, and is given up; it isn't killed for that."""
+
+    def __init__(self, old: Version, new: Version, folder: Path) -> None:
+        self._gate = folder / "gate"
+        os.mkfifo(self._gate)
+        wait = f"open({str(self._gate)!r}).read()"
+        old.change("handover/upgrade.py", "FROZEN = 10.0", "FROZEN = 0.1")
+        new.change("handover/predecessor.py", "learn()\n", f"learn(); {wait}\n")
+        new.change("handover/start.py", "successor.kill()", "pass")
+        ready = 'self._say({"ready": True})'
+        new.change("handover/upgrade.py", ready, f"os.write(2, b'is ready'); {ready}")
+        self._new = new
+
+    @contextlib.contextmanager
+    def upgrade(self, bridge: RunningServer, control: Path) -> Iterator[None]:
+        """Within, it stands; afterwards it has gone on, and ended."""
+        with ThreadPoolExecutor() as pool:
+            done = pool.submit(self._new.upgrade, control)
+            with self._gate.open("w"):
+                deadline = time.monotonic() + PATIENCE
+                while "not replaced: the other bridge has said nothing" not in bridge.log():
+                    assert time.monotonic() < deadline, bridge.log()
+                    time.sleep(0.01)
+                yield
+            with pytest.raises(subprocess.CalledProcessError) as error:
+                done.result()  # its standard error is the successor's, too
+            assert "is ready" in error.value.stderr
+
+
+RULE = '[[rule]]\nregion = "bar0"\noffset = 0x2000\naction = "deny"\n'
+
+
+def test_one_that_is_late_changes_nothing(old: Version, new: Version, control: Path) -> None:
+    """Its predecessor goes on with the client, and can be killed after."""
+    late = Late(old, new, control.parent)
+    policy, path = control.with_name("policy"), control.with_name("trace")
+    policy.write_text(RULE)
+    options = ("--policy", str(policy))
+    with running(old, control, "supervise", options=options) as bridge, bridge.client() as client:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        ask(control, "record", files=[file], hand=True)
+        write(client, 5)
+        policy.write_text(RULE.replace("0x2000", "0x3000"))
+        with late.upgrade(bridge, control):
+            write(client, 7)
+            client.ask(c.REGION_READ, region(0x2000, 0, 4))
+        policy.write_text(RULE)
+        (rule,) = ask(control, "status")["devices"][0]["rules"]
+        assert rule["hits"] == 1
+        ask(control, "stop-recording")
+        with Trace(path) as trace:
+            assert [type(record) for record in trace] == [Write, Write, Read, End]
+        killed(bridge, control)
+        assert wrote(client) == 7
+
+
+def test_one_that_is_late_for_who_came_meanwhile(old: Version, new: Version, control: Path) -> None:
+    late = Late(old, new, control.parent)
+    with (
+        running(old, control, "supervise") as bridge,
+        memory_files(1, PAGE) as (ram,),
+        ExitStack() as stack,
+    ):
+        with late.upgrade(bridge, control):
+            client = stack.enter_context(bridge.client())
+            client.ask(c.DMA_MAP, dma_map(IOVA, PAGE), [ram])
+            write(client, 7)
+        killed(bridge, control)
+        assert wrote(client) == 7
+        assert ask(control, "status")["devices"][0]["maps"] == 1
 
 
 # ---- After a crash --------------------------------------------------------------------------

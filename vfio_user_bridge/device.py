@@ -218,6 +218,8 @@ class Device(ABC):
     def restore(self, saved: Mapping[str, Any], take: Take) -> None:  # noqa: ARG002 - it can't
         """Be as *saved* has it. The device is new, and no client has used it.
 
+        The predecessor may run, and go on: what it has too isn't changed before `succeed`.
+
         :raise BridgeError: it can't; the device is good for nothing but `close`
         """
         raise BridgeError(f"{self.name} can't be taken over: stop its client, and start it anew")
@@ -228,6 +230,10 @@ class Device(ABC):
         All devices of an IOMMU group adopt before any of them is asked for something else.
         """
         self.dma_map(request, fd)
+
+    def succeed(self) -> None:
+        """After `restore`: the predecessor is gone, and what it had is this process's alone."""
+        return
 
     def reclaim(self) -> None:
         """A successor may have adopted maps, and goes: this process goes on with them."""

@@ -89,21 +89,34 @@ class Port:
                 self.past += self.session.counters
             self.clients += 1
             self.since = time.time()
-        self.go_on(client, who, session)
+        self.go_on(client, who, session, new=True)
 
-    def go_on(self, client: Connection, who: Peer, session: Session) -> None:
-        """With a client that a predecessor admitted."""
+    def go_on(self, client: Connection, who: Peer, session: Session, *, new: bool = False) -> None:
+        """With a client that a predecessor admitted, unless it is *new*."""
         with self._books:
             self.client, self.peer, self.session = client, who, session
         self.has_client = True
         try:
-            if self.ledger:
-                self.ledger.write()
+            if new:
+                self._write_down()
         except BaseException:
             self.has_client = False
             raise
         self.over.clear()
         self.sessions.put(session)
+
+    def succeed(self) -> None:
+        """The predecessor is gone: what it had is this process's alone, and written down as such.
+
+        :raise OSError: it can't be written down
+        """
+        self.device.succeed()
+        if self.has_client:
+            self._write_down()
+
+    def _write_down(self) -> None:
+        if self.ledger:
+            self.ledger.write()
 
     def client_gone(self) -> None:
         """All that is left to do is to put the device back: its thread says so."""
@@ -257,5 +270,4 @@ class Port:
             self.draining = on
             log.warning("%s: clients are %s", self.device.name, "refused" if on else "let in again")
             with contextlib.suppress(BridgeError), self.stopped():
-                if self.ledger:
-                    self.ledger.write()
+                self._write_down()

@@ -57,6 +57,7 @@ class RecordedDevice(Wrapped):
         self._writer: Writer | None = None
         self._file = ""  # what a successor finds it by
         self._progress = unkept()
+        self._left: tuple[int, list[Any]] | None = None  # a predecessor's file, and what it saved
         self._changed: Callable[[], None] = lambda: None
         self._ask(inner)
 
@@ -140,12 +141,17 @@ class RecordedDevice(Wrapped):
 
     def restore(self, saved: Mapping[str, Any], take: Take) -> None:
         super().restore(saved, take)
-        if "recording" not in saved:
+        if "recording" in saved:
+            file, *_ = recording = saved["recording"]
+            self._left = take(file), recording
+
+    def succeed(self) -> None:
+        super().succeed()
+        if not self._left:
             return
-        file, limit, epoch, *before = saved["recording"]
+        (fd, (file, limit, epoch, *before)), self._left = self._left, None
         for at, number in enumerate(before):
             self._progress[at] = max(self._progress[at], number)  # it may have more, since then
-        fd = take(file)
         try:
             writer = Writer(fd, None, limit, self._ended, self._progress, epoch)
         except OSError as error:
@@ -156,6 +162,9 @@ class RecordedDevice(Wrapped):
 
     def close(self) -> None:
         self.stop("closed")
+        if self._left:
+            os.close(self._left[0])
+            self._left = None
         super().close()
 
     def _header(self) -> dict[str, Packable]:

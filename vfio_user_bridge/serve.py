@@ -132,6 +132,8 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits, layers: Lay
             ours = [*listeners.values(), *server.operators.values()]
             confinement = _confine(options, user, [each.path for each in ours if each.path])
             before.is_over()
+            if before.runs:
+                server.succeed()
         for each in for_operators:
             each.start()
         ready = [f"{name} ready on {listeners[name].address}\n" for name in names]

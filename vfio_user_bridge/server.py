@@ -116,6 +116,8 @@ class Server:
                 if found := resume(port, left, self._session.engine):
                     sock, state = found
                     port.go_on(*self._meet(port, sock, peer(sock), state))
+                if not left.runs:
+                    port.succeed()
         except BaseException:
             if left and left.runs:
                 raise  # the two have journal, store and recording in common: this process ends
@@ -126,6 +128,14 @@ class Server:
                 listener.close()
             port.close()
             raise
+
+    def succeed(self) -> None:
+        """The predecessor ran, and is gone.
+
+        :raise OSError: what it had can't be written down anew
+        """
+        for port in self._ports:
+            port.succeed()
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT, or until the host has taken the last device back.

@@ -93,6 +93,9 @@ class Wrapped(Device):
     def adopt(self, request: DmaMap, fd: int | None) -> None:
         self.inner.adopt(request, fd)
 
+    def succeed(self) -> None:
+        self.inner.succeed()
+
     def reclaim(self) -> None:
         self.inner.reclaim()
 

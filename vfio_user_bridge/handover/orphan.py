@@ -54,9 +54,8 @@ class Orphan:
         except ProcessLookupError:
             self._pidfd = -1
 
-    def has_ended(self, seconds: float = 0.0) -> bool:
-        """Whether it has, or does within that time."""
-        return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], seconds)[0])
+    def has_ended(self) -> bool:
+        return self._pidfd < 0 or bool(select.select([self._pidfd], [], [], 0)[0])
 
     def kill(self) -> None:
         """It has ended when this returns."""

@@ -129,9 +129,10 @@ class Running(_Somebody):
         except BaseException as error:
             why = str(error) or type(error).__name__
             fails = isinstance(error, (OSError, MemoryError))
-            self._link.refuse(f"the host fails us: {why}" if fails else why)  # our starter says it
             if not fails and not isinstance(error, BridgeError):
                 log.exception("a defect of the bridge, please report it")
+            # Our starter says it, and ends us.
+            self._link.refuse(f"the host fails us: {why}" if fails else why)
             os._exit(1)
 
     def is_over(self) -> None:

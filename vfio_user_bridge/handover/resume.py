@@ -19,6 +19,9 @@ from .inherited import Left
 def resume(port: Port, left: Left, engine: str) -> tuple[socket.socket, State | None] | None:
     """Give *port* what its predecessor had. Call it while `making_sense`.
 
+    Of one that runs nothing is changed, however late it is: client, journal and files are its own,
+    until the port can `succeed` it.
+
     Gives the client's socket, and its state unless it has yet to agree on a version; None if there
     is no client.
 
@@ -37,12 +40,12 @@ def resume(port: Port, left: Left, engine: str) -> tuple[socket.socket, State | 
     port.clients, port.since = document["clients"], document["since"]
     port.past = to_counters(document["past"])
     if document["client"] is None:
-        if left.journal:
+        if left.journal and not left.runs:
             left.journal.forget_client()  # its bridge was about to
         return None
     client = socket.socket(fileno=left.take(document["client"]))
     try:
-        journal = left.journal
+        journal = None if left.runs else left.journal  # one that runs has settled it
         if journal:
             journal.recover(client)
         agreed = document["state"] and not (journal and journal.begun and _is_new(client))

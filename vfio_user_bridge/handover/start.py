@@ -43,8 +43,7 @@ def upgrade(control: Path) -> str:
         except BridgeError as error:
             # No answer is the good one: it has ended. The socket is its successor's then.
             if successor.has_ended() or ask(control, "status")["pid"] != successor.pid:
-                if not successor.has_ended(1):
-                    successor.kill()
+                successor.kill()  # at once: it may be late, and take maps that are taken back
                 raise error from None
         return (
             f"vfio-user-bridge {before['version']}, pid {before['pid']}, has handed over to"

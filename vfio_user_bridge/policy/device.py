@@ -55,6 +55,7 @@ class PolicedDevice(Wrapped):
         for rule in rules:
             _check_region(rule, infos, inner.name)
         self._digest = crc32(repr(rules).encode())
+        self._count_anew = False  # others were counted where we do
         self._tallies = {
             rule.number: _Tally(inner.name, rule) for rule in rules if rule.action != Action.ALLOW
         }
@@ -97,11 +98,16 @@ class PolicedDevice(Wrapped):
                 " mapped until it is gone; the rules count from 0",
                 self.name,
             )
-            for tally in self._tallies.values():
-                tally.go_on(0, 0)
+            self._count_anew = True
             return
         for tally, (hits, earlier) in zip(self._tallies.values(), tallies, strict=True):
-            tally.go_on(max(hits, tally.hits), earlier)  # a cell may have more, since then
+            tally.go_on(hits, earlier)
+
+    def succeed(self) -> None:
+        if self._count_anew:
+            for tally in self._tallies.values():
+                tally.count_anew()
+        self.inner.succeed()
 
     def region_info(self, index: int) -> RegionInfo:
         return self._infos[index]
@@ -217,11 +223,17 @@ class _Tally:
 
     def move(self, cell: memoryview) -> None:
         """Count in *cell*: on from what a predecessor has there, if that is more."""
-        cell[0] = max(cell[0], self.hits)
-        self._hits = cell
+        hits, self._hits = self.hits, cell
+        self.go_on(hits, self.earlier)
 
     def go_on(self, hits: int, earlier: int) -> None:
-        self._hits[0], self.earlier = hits, earlier
+        """From *hits*, if the cell hasn't more since then, and *earlier*."""
+        if hits > self.hits:  # else it may be a predecessor's yet, which counts there
+            self._hits[0] = hits
+        self.earlier = earlier
+
+    def count_anew(self) -> None:
+        self._hits[0] = self.earlier = 0
 
     def count(self, verb: str, offset: int, size: int, data: Buffer) -> None:
         """An access by the rule's client, with as much of *data* as is known."""
