@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -27,11 +28,12 @@ from vfio_user_bridge.management.control import ask
 
 from . import client as c
 from .client import QEMU_CAPABILITIES, Client, version_data
+from .descriptors import memory_files
 from .holdings import await_holdings, holdings
 from .replaceable_server import ReplaceableServer, replaceable
 from .running_server import PATIENCE
-from .visit import BAR0
-from .wire import message, region, u16, u64
+from .visit import BAR0, IOVA, PAGE
+from .wire import dma_map, message, region, u16, u64
 
 DMA_COUNT = 0x90
 UPGRADE = (sys.executable, "-m", "vfio_user_bridge", "upgrade", "--control", "control")
@@ -175,6 +177,24 @@ def test_a_policy_that_is_wrong_by_now(tmp_path: Path) -> None:
         assert "the other bridge is gone" in said[1]
         assert read(client) == 5
         await_holdings(bridge.pid, before)
+
+
+def test_fewer_descriptors_than_the_old_one_has(tmp_path: Path) -> None:
+    """The new one says so, rather than wait for the rest while guests wait."""
+    few = (48, 48)
+    with replaceable(tmp_path) as bridge, bridge.client() as client, memory_files(48) as files:
+        for number, file in enumerate(files):
+            client.ask(c.DMA_MAP, dma_map(IOVA + number * PAGE, PAGE), [file])
+        done = subprocess.run(
+            UPGRADE,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, few),
+        )
+        assert done.returncode == 1
+        assert "is ulimit -n too low?" in bridge.log()
+        assert read(client) == 0
 
 
 def say(sock: socket.socket, message: Any) -> None:

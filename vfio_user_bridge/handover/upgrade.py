@@ -148,20 +148,23 @@ class Successor(_Link):
             raise SystemExit(1)
         names: list[str] = document["files"]
         files: dict[str, int] = {}
-        while len(files) < len(names):
-            came = self._files()
-            files.update(zip(names[len(files) :], came, strict=False))
+        while missing := names[len(files) :][:_AT_ONCE]:
+            try:
+                files.update(zip(missing, self._files(len(missing)), strict=True))
+            except BridgeError as error:
+                self.refuse(str(error))
+                raise
         return document, files
 
-    def _files(self) -> list[int]:
+    def _files(self, count: int) -> list[int]:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         poll.poll(PATIENCE * 1000)
         try:
-            data, files = receive_waiting(self._socket, 1)
+            _, files = receive_waiting(self._socket, 1)
         except OSError:
-            data, files = b"", []
-        if not data or not files:
+            files = []
+        if len(files) != count:  # the kernel leaves out what can't be had
             raise BridgeError("open files of the predecessor haven't come: is ulimit -n too low?")
         return files
 
