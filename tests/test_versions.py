@@ -96,7 +96,7 @@ def running(
         finally:
             if bridge.process.poll() is None:
                 bridge.stop()
-            else:  # another is there, which is nobody's child
+            elif control.exists():  # another is there, which is nobody's child
                 os.kill(pid(control), signal.SIGTERM)
 
 
@@ -303,6 +303,17 @@ def test_one_that_is_late_for_who_came_meanwhile(old: Version, new: Version, con
         killed(bridge, control)
         assert wrote(client) == 7
         assert ask(control, "status")["devices"][0]["maps"] == 1
+
+
+def test_one_that_is_told_to_end_meanwhile(old: Version, control: Path) -> None:
+    told = "link.tell(document, files)"
+    old.change("handover/handing.py", told, f"{told}; os.kill(os.getpid(), 15)")
+    with running(old, control, options=("--confine", "off")) as bridge:
+        with pytest.raises(subprocess.CalledProcessError) as error:
+            old.upgrade(control)
+        assert "this bridge was told to end" in error.value.stderr
+        assert bridge.process.wait(PATIENCE) == 0
+        assert not control.exists()
 
 
 # ---- After a crash --------------------------------------------------------------------------

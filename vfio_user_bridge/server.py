@@ -196,7 +196,16 @@ class Server:
         return chosen
 
     def _hand_over(self, link: Predecessor, process: int) -> NoReturn:
-        hand_over(link, process, self._ports, self.operators, self._manager, self._store)
+        operators, manager, store = self.operators, self._manager, self._store
+        hand_over(link, process, self._ports, operators, manager, store, self._check_not_stopped)
+
+    def _check_not_stopped(self) -> None:
+        """:raise BridgeError: a signal has come, be it unheard yet"""
+        rung = b""
+        with contextlib.suppress(OSError):
+            rung = self._bell.recv(4096, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        if self._stopped_by or any(rung):
+            raise BridgeError("this bridge was told to end")
 
     def _summary(self) -> str:
         """Which devices have a client, for `systemctl status`."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import NoReturn
 
@@ -30,11 +30,13 @@ def hand_over(
     operators: Mapping[str, Listener],
     manager: Manager,
     store: Store | None,
+    check: Callable[[], None],
 ) -> NoReturn:
     """Hand over, and end. Call it in the thread that accepts clients.
 
     :param process: the successor
     :param operators: what operators come to, by what it is called
+    :param check: raises BridgeError if it isn't to be done any more
     :raise BridgeError: it can't be done, and all is as before
     """
     files: dict[str, int] = {}
@@ -60,6 +62,7 @@ def hand_over(
         }
         try:
             link.tell(document, files)
+            check()
             if not manager.succeeded_by(process):  # it would take our end for the service's
                 raise BridgeError("the service manager can't be told who succeeds")
             link.leave()
