@@ -305,14 +305,30 @@ def test_one_that_is_late_for_who_came_meanwhile(old: Version, new: Version, con
         assert ask(control, "status")["devices"][0]["maps"] == 1
 
 
+def test_one_whose_successor_is_succeeded_at_once(
+    old: Version, new: Version, control: Path
+) -> None:
+    """Both are done by the time at which the first would say so."""
+    command = [*PROGRAM, "upgrade", "--control", str(control)]
+    again = f"__import__('subprocess').run({command!r}, env={os.environ | old.environment!r})"
+    new.change("handover/start.py", "if not _serves(", f"if not {again} or not _serves(")
+    with running(old, control) as bridge, bridge.client() as client:
+        write(client, 7)
+        with pytest.raises(subprocess.CalledProcessError) as error:
+            new.upgrade(control)
+        assert "without saying whether pid" in error.value.stderr
+        assert "has handed over to" in error.value.stdout
+        assert wrote(client) == 7
+
+
 def test_one_that_is_told_to_end_meanwhile(old: Version, control: Path) -> None:
     told = "link.tell(document, files)"
     old.change("handover/handing.py", told, f"{told}; os.kill(os.getpid(), 15)")
     with running(old, control, options=("--confine", "off")) as bridge:
-        with pytest.raises(subprocess.CalledProcessError) as error:
+        with pytest.raises(subprocess.CalledProcessError):
             old.upgrade(control)
-        assert "this bridge was told to end" in error.value.stderr
         assert bridge.process.wait(PATIENCE) == 0
+        assert "not replaced: this bridge was told to end" in bridge.log()
         assert not control.exists()
 
 

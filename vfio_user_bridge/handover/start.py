@@ -13,7 +13,7 @@ from typing import Any
 from vfio_user_bridge import __version__
 from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.kernel.processes import process_namespace
-from vfio_user_bridge.management.control import ask
+from vfio_user_bridge.management.control import EndedError, NoAnswerError, ask
 
 from .nobody import VARIABLE
 from .orphan import Orphan
@@ -40,15 +40,28 @@ def upgrade(control: Path) -> str:
     with contextlib.closing(successor):
         try:
             ask(control, "hand-over", files=[ours.detach()], hand=True)
-        except BridgeError as error:
-            # No answer is the good one: it has ended. The socket is its successor's then.
-            if successor.has_ended() or ask(control, "status")["pid"] != successor.pid:
-                successor.kill()  # at once: it may be late, and take maps that are taken back
-                raise error from None
+        except EndedError:  # which is the good answer
+            if not _serves(control, successor.pid):
+                raise BridgeError(
+                    f"the bridge ended without saying whether pid {successor.pid} takes over: see"
+                    " status and its log"
+                ) from None
+        except NoAnswerError:
+            raise  # it may yet be done
+        except BridgeError:
+            successor.kill()  # at once: it may be late, and take maps that are taken back
+            raise
         return (
             f"vfio-user-bridge {before['version']}, pid {before['pid']}, has handed over to"
             f" {__version__}, pid {successor.pid}"
         )
+
+
+def _serves(control: Path, process: int) -> bool:
+    """Whether that is who answers by now."""
+    with contextlib.suppress(BridgeError):
+        return bool(ask(control, "status")["pid"] == process)
+    return False
 
 
 def _start(before: dict[str, Any], link: socket.socket) -> Orphan:

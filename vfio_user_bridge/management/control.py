@@ -49,6 +49,10 @@ class NoAnswerError(BridgeError):
     """The bridge hasn't said whether it does what it was asked."""
 
 
+class EndedError(BridgeError):
+    """The other end has hung up instead of an answer; or its answer is none."""
+
+
 class Control(Service):
     """Answers requests on *listener*.
 
@@ -140,6 +144,7 @@ def ask(
     :param hand: close them once they have gone, whatever comes of it
 
     :raise NoAnswerError: it is late
+    :raise EndedError: it has ended, or is no bridge
     :raise BridgeError: nobody is there, or it refuses
     """
     pack = msgpack()
@@ -161,6 +166,8 @@ def ask(
             f"the bridge at {path} doesn't answer within {patience:.0f} s: it is busy or stopped,"
             " and may still do what it was asked; see its log"
         ) from None
+    except (BrokenPipeError, ConnectionResetError):
+        answer = None
     except OSError as failure:
         reason = failure.strerror or failure
         raise BridgeError(
@@ -172,7 +179,7 @@ def ask(
         case [int(kind), _, error, result] if kind == _RESPONSE:
             pass
         case _:
-            raise BridgeError(
+            raise EndedError(
                 f"what listens on {path} is no bridge's control socket: give serve's --control"
             )
     if error is not None:
