@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
@@ -295,6 +296,24 @@ def test_a_predecessor_that_was_killed_has_no_successor() -> None:
     with pytest.raises(BridgeError, match=r"gone|doesn't listen"):
         successor.take_over()
     successor.close()
+
+
+def test_a_predecessor_that_is_slow_to_end_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once it has handed over there is nobody else."""
+    monkeypatch.setattr(upgrade, "PATIENCE", 0.01)
+    ours, theirs = socket.socketpair()
+    with ThreadPoolExecutor(1) as pool, theirs:
+        say(theirs, {"gone": True})
+        taking = pool.submit(Successor(ours).take_over)
+        deadline = time.monotonic() + PATIENCE
+        while "has handed over, and doesn't end" not in caplog.text:
+            assert time.monotonic() < deadline
+            assert not taking.done()
+            time.sleep(0.001)
+        theirs.close()
+        taking.result(PATIENCE)
 
 
 def test_two_at_once(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ refused, or told nothing for too long, the predecessor goes on, and says so in p
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import socket
@@ -30,6 +31,8 @@ from vfio_user_bridge.ancillary import receive_waiting, send_all
 from vfio_user_bridge.errors import BridgeError
 
 from .document import VERSION, msgpack
+
+log = logging.getLogger(__name__)
 
 _LENGTH = Struct("=Q")
 _LARGEST = 1 << 30
@@ -182,9 +185,14 @@ class Successor(_Link):
         self._say({"ready": True})
         if "gone" not in self._hear():
             raise BridgeError("the predecessor goes on: this one came too late")
-        with contextlib.suppress(ConnectionError):
-            try:
-                self._socket.recv(1)
-            except TimeoutError:
-                raise BridgeError("the predecessor doesn't end; going") from None
+        while not self._has_ended():  # there is nobody else who would serve
+            log.warning("the predecessor has handed over, and doesn't end: waiting for that")
         self.close()
+
+    def _has_ended(self) -> bool:
+        try:
+            return not self._socket.recv(1)
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            return True
