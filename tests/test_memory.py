@@ -41,6 +41,13 @@ def mappings(fd: int) -> list[str]:
     return [line[1] for line in lines if line[3:5] == file]
 
 
+def resident(address: int) -> int:
+    """How many bytes this process's page table has of the mapping at *address*."""
+    _, _, mapping = Path("/proc/self/smaps").read_text().partition(f"{address:x}-")
+    _, _, size = mapping.partition("\nRss:")
+    return int(size.split()[0]) << 10
+
+
 def code_of(caught: pytest.ExceptionInfo[OSError]) -> int | None:
     return caught.value.errno
 
@@ -69,6 +76,15 @@ def test_nothing_is_read_and_written_too(files: ClientFiles, ram: int) -> None:
 def test_each_map_starts_at_its_offset(files: ClientFiles, ram: int, offset: int) -> None:
     os.pwrite(ram, bytes([offset]), offset * PAGE)
     assert memory.read(files.map(ram, offset * PAGE, PAGE, writable=False), 1) == bytes([offset])
+
+
+def test_what_is_left_is_there_still(files: ClientFiles, ram: int) -> None:
+    address = files.map(ram, 0, 4 * PAGE, writable=True)
+    memory.write(address, bytes(PAGE) + b"from here")
+    assert resident(address) == 2 * PAGE
+    memory.leave(address, 4 * PAGE)
+    assert resident(address) == 0
+    assert memory.read(address + PAGE, 9) == os.pread(ram, 9, PAGE) == b"from here"
 
 
 # ---- Files that can't be mapped -------------------------------------------------------------

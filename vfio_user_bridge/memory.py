@@ -39,6 +39,7 @@ _libc.mmap.argtypes = (
     ctypes.c_int64,
 )
 _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 for _copy in (_libc.process_vm_readv, _libc.process_vm_writev):
     _copy.restype = ctypes.c_ssize_t
     _copy.argtypes = (
@@ -133,6 +134,16 @@ def _mmap(fd: int, size: int, *, writable: bool) -> tuple[int, int]:
         code = ctypes.get_errno()
         raise refuse(code, f"can't map {size} bytes of the client's file: {os.strerror(code)}")
     return address, size
+
+
+def leave(address: int, size: int) -> None:
+    """Nobody here touches this part of a mapped file any more, if ever: so forget its pages.
+
+    They stay mapped, and the file's; what goes is this process's page table (zap_pte_range), which
+    pinning has filled, and which else it takes a process with much of it so long to end.
+    """
+    # Where it can't be, as for huge pages before Linux 5.18, they are there for longer.
+    _libc.madvise(address, size, mmap.MADV_DONTNEED)
 
 
 def read(address: int, count: int) -> bytes:

@@ -22,7 +22,7 @@ from .adoption import Adoption
 from .dma import DmaTable
 from .kernel import vfio
 from .kernel.credentials import CAP_IPC_LOCK
-from .memory import ClientFiles
+from .memory import ClientFiles, leave
 from .messages import DmaMap
 from .protocol import refuse
 
@@ -88,6 +88,7 @@ class SharedMaps:
                 raise self._refused(
                     error.errno or errno.EIO, _explain_map(request, error)
                 ) from None
+            leave(vaddr, request.size)
             self._entries[request.address] = _Entry(file, vaddr)
             self._maps.add(request)
 
