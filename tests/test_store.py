@@ -8,7 +8,7 @@ import os
 import select
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,28 @@ from vfio_user_bridge.counters import no_rows
 from vfio_user_bridge.device import Keep
 from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.files import file_name
-from vfio_user_bridge.handover.document import pack, unpack
+from vfio_user_bridge.handover.document import of_port, pack, to_maps, unpack
 from vfio_user_bridge.handover.inherited import Left
 from vfio_user_bridge.handover.journal import Journal
 from vfio_user_bridge.handover.ledger import new_ledger
 from vfio_user_bridge.handover.predecessor import Killed
 from vfio_user_bridge.handover.resume import resume
 from vfio_user_bridge.handover.store import Holdings, Store
-from vfio_user_bridge.listener import listen
+from vfio_user_bridge.listener import Listener, listen
+from vfio_user_bridge.messages import DmaMap
 from vfio_user_bridge.models.edu import Edu
 from vfio_user_bridge.notify import Manager
 from vfio_user_bridge.peers import peer
 from vfio_user_bridge.port import Port
 from vfio_user_bridge.protocol import Capabilities, Command
+from vfio_user_bridge.server import Server
 from vfio_user_bridge.session import Session
 from vfio_user_bridge.state import State
 from vfio_user_bridge.transport import Connection
 
 from .descriptors import memory_files
+from .device_contract import open_files
+from .kept_files import KeptFiles
 from .wire import message
 
 #: of a document, where it doesn't matter
@@ -136,6 +140,35 @@ def test_killed_over_its_version_a_client_is_a_new_one(tmp_path: Path) -> None:
         client.close()
         assert document["state"]
         assert state is None
+
+
+class Unsuccessful(Edu):
+    def succeed(self) -> None:
+        raise OSError(errno.EMFILE, "no descriptors")
+
+
+def test_one_that_can_not_go_on_leaves_nothing_open(tmp_path: Path) -> None:
+    """A guest's memory least of all."""
+    with ExitStack() as stack:
+        sock, _theirs = map(stack.enter_context, socket.socketpair())
+        (ram,) = stack.enter_context(memory_files(1, 4096))
+        kept = stack.enter_context(closing(KeptFiles()))
+        port = Port(Edu(), listen(tmp_path / "socket", 0o600))
+        stack.callback(port.listener.close)
+        stack.callback(port.close)
+        session = Session(Connection(sock), port.device, "a client")
+        port.admit(Connection(sock), peer(sock), session)
+        session.state = State(Capabilities())
+        stack.callback(session.state.close)
+        session.state.add_map(DmaMap(3, 0, 0, 4096), session.state.add_file(ram))
+        document = of_port(port, kept.keep, whole=True)
+        left = Left(document, to_maps(document["maps"]), no_rows(), None, kept.take)
+        server = Server()
+        stack.callback(server.close)
+        before = open_files()
+        with pytest.raises(OSError, match="no descriptors"):
+            server.add(Unsuccessful(), Listener(port.listener.socket.dup()), left=left)
+        assert open_files() == before
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense"])

@@ -111,13 +111,7 @@ class Server:
 
                 port.ledger = new_ledger(port, self._store, left.journal if left else None)
             if left:
-                from .handover.resume import resume
-
-                if found := resume(port, left, self._session.engine):
-                    sock, state = found
-                    port.go_on(*self._meet(port, sock, peer(sock), state))
-                if not left.runs:
-                    port.succeed()
+                self._resume(port, left)
         except BaseException:
             if left and left.runs:
                 raise  # the two have journal, store and recording in common: this process ends
@@ -128,6 +122,20 @@ class Server:
                 listener.close()
             port.close()
             raise
+
+    def _resume(self, port: Port, left: Left) -> None:
+        from .handover.resume import resume
+
+        with contextlib.ExitStack() as undo:
+            if found := resume(port, left, self._session.engine):
+                sock, state = found
+                undo.callback(sock.close)
+                if state:
+                    undo.callback(state.close)
+                port.go_on(*self._meet(port, sock, peer(sock), state))
+            if not left.runs:
+                port.succeed()
+            undo.pop_all()
 
     def succeed(self) -> None:
         """The predecessor ran, and is gone.

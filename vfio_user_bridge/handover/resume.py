@@ -67,7 +67,7 @@ def _state(port: Port, left: Left) -> State:
     try:
         _adopt(port, left, state)
     except BaseException:
-        state.files.close()  # a guest's memory stays as long as anybody has them
+        state.close()  # a guest's memory stays as long as anybody has them
         raise
     state.ledger = port.ledger
     return state
