@@ -140,6 +140,21 @@ def test_another_version_takes_over(old: Version, new: Version, control: Path) -
         assert ask(control, "status")["devices"][0]["clients"] == 1
 
 
+def test_what_is_in_the_folder_of_the_old_one_is_not_run(
+    old: Version, new: Version, control: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Itself, or what somebody has put there."""
+    new.change("__init__.py", '"0.1.0"', '"0.1.1"')
+    folder = control.parent
+    monkeypatch.chdir(folder / "old")
+    with running(old, control):
+        (folder / "old/msgpack.py").write_text("raise SystemExit('it was run')")
+        monkeypatch.chdir(folder)
+        new.environment = {"PYTHONPATH": "new:."}
+        assert "has handed over to 0.1.1" in new.upgrade(control)
+        assert ask(control, "status")["version"] == "0.1.1"
+
+
 def test_a_document_that_is_not_known(old: Version, new: Version, control: Path) -> None:
     new.change("handover/document.py", "VERSION = 1\n", "VERSION = 2\n")
     with running(old, control) as bridge, bridge.client() as client:
