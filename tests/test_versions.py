@@ -222,6 +222,16 @@ def test_another_user(old: Version, new: Version, control: Path) -> None:
         assert "was started by user 12345: upgrade as that user" in error.value.stderr
 
 
+@pytest.mark.parametrize("words", [["unbind", "0000:00:00.0"], ["--help"], []])
+def test_another_command(old: Version, new: Version, control: Path, words: list[str]) -> None:
+    """Of a bridge that isn't itself any more."""
+    old.change("management/methods.py", "sys.argv[1:]", repr(words))
+    with running(old, control):
+        with pytest.raises(subprocess.CalledProcessError) as error:
+            new.upgrade(control)
+        assert "was started with other arguments than serve's" in error.value.stderr
+
+
 def test_another_container(old: Version, new: Version, control: Path) -> None:
     """In which a process has another number."""
     old.change("management/methods.py", "process_namespace()\n", "12345\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vfio_user_bridge import __version__
+from vfio_user_bridge.cli import with_command
 from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.kernel.processes import process_namespace
 from vfio_user_bridge.management.control import EndedError, NoAnswerError, ask
@@ -34,6 +35,8 @@ def upgrade(control: Path) -> str:
     _check_manager(before["pid"])
     if before["user"] != os.geteuid():  # root's successor would be root
         raise BridgeError(f"the bridge was started by user {before['user']}: upgrade as that user")
+    if with_command(before["arguments"])[:1] != ["serve"]:  # it may be whoever has taken it over
+        raise BridgeError("the bridge was started with other arguments than serve's: not so by us")
     ours, theirs = socket.socketpair()
     with theirs:
         successor = _start(before, theirs)
