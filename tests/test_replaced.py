@@ -259,6 +259,20 @@ def begun(
         bridge.stop()
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_its_folder_is_gone(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, replace = WAYS[way]
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    with replaceable(tmp_path, command=command) as bridge, bridge.client() as client:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "there").rmdir()
+        for _ in range(2):
+            replace(bridge)
+        client.ask(c.RESET)
+        bridge.stop()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_it_stays(begun: Begun, case: Callable[[Scene], Case]) -> None:
     with pytest.raises(StopIteration):

@@ -69,13 +69,14 @@ def _serves(control: Path, process: int) -> bool:
 
 def _start(before: dict[str, Any], link: socket.socket) -> Orphan:
     """It has our standard error until it serves, so that we see why if it doesn't."""
+    folder = before["directory"]
     # Nothing of the folder that it starts in: that may be anybody's, and have another version.
     paths = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     path = os.pathsep.join(map(str, (_PACKAGES, *(Path(each).absolute() for each in paths))))
     try:
         return Orphan(
             (sys.executable, "-P", "-m", "vfio_user_bridge", *before["arguments"]),
-            directory=before["directory"],
+            directory=folder if Path(folder).is_dir() else "/",  # it may have been removed
             environment={**os.environ, VARIABLE: str(link.fileno()), "PYTHONPATH": path},
             fd=link.fileno(),
         )

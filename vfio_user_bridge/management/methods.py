@@ -34,7 +34,7 @@ def methods(server: Server, confinement: Callable[[], Confinement]) -> tuple[Met
     """Those that take values, and those that take a file before them; by name."""
 
     # Before all that is given up.
-    directory, user, processes = str(Path.cwd()), os.geteuid(), process_namespace()
+    directory, user, processes = _folder(), os.geteuid(), process_namespace()
 
     def one(device: object) -> Port:
         ports = _ports(device)
@@ -108,3 +108,11 @@ def methods(server: Server, confinement: Callable[[], Confinement]) -> tuple[Met
         "command-line": command_line,
     }
     return by_name, {"record": record, "hand-over": hand_over}
+
+
+def _folder() -> str:
+    """Where this process was started."""
+    try:
+        return str(Path.cwd())
+    except OSError:  # it has been removed since
+        return "/"
