@@ -222,6 +222,14 @@ def test_another_user(old: Version, new: Version, control: Path) -> None:
         assert "was started by user 12345: upgrade as that user" in error.value.stderr
 
 
+def test_a_group_that_was_passed_in(old: Version, new: Version, control: Path) -> None:
+    """As a descriptor, whose number is another file's in the new one."""
+    argv = "sys.argv[1:]"
+    old.change("management/methods.py", argv, f"[*{argv}, '--group-fd', '0']")
+    with running(old, control):
+        assert "has handed over to" in new.upgrade(control)
+
+
 @pytest.mark.parametrize("words", [["unbind", "0000:00:00.0"], ["--help"], []])
 def test_another_command(old: Version, new: Version, control: Path, words: list[str]) -> None:
     """Of a bridge that isn't itself any more."""

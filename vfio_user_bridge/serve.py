@@ -101,7 +101,8 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits, layers: Lay
             )
             undo.callback(server.close)
             sockets = Sockets(options, names, given.sockets, undo, before)
-            groups = [*options.group_fd, *given.files]
+            # Numbers of a predecessor that runs are others' here: what it has, we get.
+            groups = [] if before.runs else [*options.group_fd, *given.files]
             devices = Devices(limits, groups, undo, bar_mmap=options.bar_mmap == "auto")
             texts = dict(zip(names, options.devices, strict=True))
 
