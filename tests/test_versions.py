@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from vfio_user_bridge.listener import listen
 from vfio_user_bridge.management.control import ask
 from vfio_user_bridge.trace.reader import Trace
 from vfio_user_bridge.trace.records import End, Read, Write
@@ -184,7 +185,7 @@ def test_one_that_fails(old: Version, new: Version, control: Path) -> None:
 
 
 def test_one_that_fails_to_hand_over(old: Version, control: Path) -> None:
-    old.change("handover/handing.py", '"owned": [', '"owned": [nonsense for _ in "1"] + [')
+    old.change("handover/handing.py", '"owned": {', '"owned": nonsense or {')
     with running(old, control) as bridge, bridge.client() as client:
         with pytest.raises(subprocess.CalledProcessError) as error:
             old.upgrade(control)
@@ -220,6 +221,21 @@ def test_another_user(old: Version, new: Version, control: Path) -> None:
         with pytest.raises(subprocess.CalledProcessError) as error:
             new.upgrade(control)
         assert "was started by user 12345: upgrade as that user" in error.value.stderr
+
+
+def test_a_socket_in_whose_place_is_another(old: Version, control: Path) -> None:
+    """Its file isn't ours to remove."""
+    with running(old, control) as bridge, contextlib.ExitStack() as stack:
+        bridge.path.unlink()
+        another = listen(bridge.path, 0o600)
+        stack.callback(another.close)
+        old.upgrade(control)
+        os.kill(pid(control), signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE
+        while control.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert bridge.path.exists()
 
 
 def test_a_group_that_was_passed_in(old: Version, new: Version, control: Path) -> None:

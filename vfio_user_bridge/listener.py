@@ -35,13 +35,18 @@ class Listener:
             return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         return os.fsencode(address).decode(errors="replace")
 
-    def owned(self) -> Listener:
-        """This one, whose file is ours to remove from now on, if it has one."""
+    def owned(self, inode: int = 0) -> Listener:
+        """This one, whose file is ours to remove from now on, if it has one.
+
+        :param inode: of that file; 0 if it isn't known
+        """
         path = Path(self.address)
         try:
-            return Listener(self.socket, path, path.stat().st_ino)
+            found = path.stat().st_ino
         except OSError:
             return self  # in the abstract namespace, or on a TCP port
+        # Else another server has put its own there.
+        return Listener(self.socket, path, found) if inode in (0, found) else self
 
     def close(self) -> None:
         """Stop listening. A file that another server has put in place of ours stays."""

@@ -56,7 +56,7 @@ def hand_over(
                 keep(name, fd)
         document = {
             "devices": [of_port(port, keep, whole=True) for port in ports],
-            "owned": [what for what, listener in listeners.items() if listener.path],
+            "owned": {what: each.inode for what, each in listeners.items() if each.path},
             "environment": manager.environment(),
             "stored": store.names if store else [],
         }

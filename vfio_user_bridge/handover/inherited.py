@@ -40,15 +40,15 @@ class Inherited:
     """Open *files* by name, which are ours to close.
 
     :param documents: of each device, where that isn't in a journal
-    :param owned: which of the listening sockets have a file that is ours to remove; all, without
-        documents: others are the manager's, which has no need of us to pass them on
+    :param owned: which of the listening sockets have a file that is ours to remove, with its inode;
+        all, without documents: others are the manager's, which has no need of us to pass them on
     """
 
     def __init__(
         self,
         files: Mapping[str, int] | None = None,
         documents: Iterable[Document] = (),
-        owned: Iterable[str] | None = None,
+        owned: Mapping[str, int] | None = None,
     ) -> None:
         self._files = dict(files or {})
         self._owned = owned
@@ -104,7 +104,9 @@ class Inherited:
         if name not in self._files:
             return None
         listener = Listener(socket.socket(fileno=self.take(name)))
-        return listener.owned() if self._owned is None or what in self._owned else listener
+        if self._owned is None:
+            return listener.owned()
+        return listener.owned(self._owned[what]) if what in self._owned else listener
 
     def close(self, *, listeners: bool = True) -> None:
         """Close what nobody took; of *listeners* too, or leave them for later."""
