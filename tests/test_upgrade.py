@@ -288,6 +288,19 @@ def test_one_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         link.go_on()
 
 
+def test_one_that_stands_still_before_it_has_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guests wait no longer for it than for one that stands still afterwards."""
+    monkeypatch.setattr(upgrade, "FROZEN", 0.01)
+    ours, theirs = socket.socketpair()
+    begun = time.monotonic()
+    with theirs:
+        link = Predecessor(ours)
+        with pytest.raises(BridgeError, match="doesn't listen"):
+            link.tell({"devices": bytes(8 << 20)}, {})
+        link.go_on()
+    assert time.monotonic() - begun < upgrade.PATIENCE
+
+
 def test_a_predecessor_that_was_killed_has_no_successor() -> None:
     """Its manager starts another, unless it was told who that is."""
     ours, theirs = socket.socketpair()

@@ -113,11 +113,11 @@ class Predecessor(_Link):
 
         :raise BridgeError: the successor can't use it
         """
+        self._socket.settimeout(FROZEN)
         names = list(files)
         self._say({"version": VERSION, **document, "files": names})
         for first in range(0, len(names), _AT_ONCE):
             send_all(self._socket, b"\0", [files[name] for name in names[first:][:_AT_ONCE]])
-        self._socket.settimeout(FROZEN)
         answer = self._hear()
         if "refused" in answer:
             raise BridgeError(str(answer["refused"]))
