@@ -9,6 +9,7 @@ import select
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +148,9 @@ class Unsuccessful(Edu):
         raise OSError(errno.EMFILE, "no descriptors")
 
 
-def test_one_that_can_not_go_on_leaves_nothing_open(tmp_path: Path) -> None:
-    """A guest's memory least of all."""
+@pytest.fixture
+def left(tmp_path: Path) -> Iterator[tuple[Left, Listener]]:
+    """By a bridge whose client has a map; and where it listened."""
     with ExitStack() as stack:
         sock, _theirs = map(stack.enter_context, socket.socketpair())
         (ram,) = stack.enter_context(memory_files(1, 4096))
@@ -162,13 +164,32 @@ def test_one_that_can_not_go_on_leaves_nothing_open(tmp_path: Path) -> None:
         stack.callback(session.state.close)
         session.state.add_map(DmaMap(3, 0, 0, 4096), session.state.add_file(ram))
         document = of_port(port, kept.keep, whole=True)
-        left = Left(document, to_maps(document["maps"]), no_rows(), None, kept.take)
-        server = Server()
-        stack.callback(server.close)
+        maps = to_maps(document["maps"])
+        yield Left(document, maps, no_rows(), None, kept.take), port.listener
+
+
+def test_one_that_can_not_go_on_leaves_nothing_open(left: tuple[Left, Listener]) -> None:
+    """A guest's memory least of all."""
+    with closing(Server()) as server:
         before = open_files()
         with pytest.raises(OSError, match="no descriptors"):
-            server.add(Unsuccessful(), Listener(port.listener.socket.dup()), left=left)
+            server.add(Unsuccessful(), Listener(left[1].socket.dup()), left=left[0])
         assert open_files() == before
+
+
+def test_once_its_predecessor_is_gone_it_goes_on_all_the_same(
+    left: tuple[Left, Listener], caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(Server()) as server:
+        running = replace(left[0], runs=True)
+        server.add(Unsuccessful(), Listener(left[1].socket.dup()), left=running)
+        server.succeed()
+        assert "no descriptors; a crash would lose its client" in caplog.text
+        (port,) = server.ports()
+        assert port.session
+        assert port.session.state
+        assert len(list(port.session.state.maps)) == 1
+        port.session.state.close()  # its thread would
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense"])

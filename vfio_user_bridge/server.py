@@ -138,12 +138,16 @@ class Server:
             undo.pop_all()
 
     def succeed(self) -> None:
-        """The predecessor ran, and is gone.
-
-        :raise OSError: what it had can't be written down anew
-        """
+        """The predecessor ran, and is gone: nobody else would go on."""
         for port in self._ports:
-            port.succeed()
+            try:
+                port.succeed()
+            except (OSError, MemoryError) as error:
+                log.error(
+                    "%s: the host fails us: %s; a crash would lose its client",
+                    port.device.name,
+                    str(error) or "no memory",
+                )
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until SIGTERM or SIGINT, or until the host has taken the last device back.
