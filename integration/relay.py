@@ -33,7 +33,7 @@ class Relay:
         told = ask(control, "command-line")
         with far:
             self.successor = subprocess.Popen(
-                (sys.executable, "-m", "vfio_user_bridge", *told["arguments"]),
+                (sys.executable, "-m", "vfio_user_bridge", "serve", *told["arguments"]),
                 cwd=told["directory"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Gives the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted by the keyboard.
     """
     try:
-        options = build_parser().parse_args(with_command(sys.argv[1:] if argv is None else argv))
+        options = build_parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
         status = options.run(options)
         if sys.stdout:  # it may be closed
             sys.stdout.flush()
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(status or 0)
 
 
-def with_command(words: Sequence[str]) -> list[str]:
+def _with_command(words: Sequence[str]) -> list[str]:
     """`serve` goes without saying where an option of the conventions comes first."""
     implied = words and words[0].partition("=")[0] in serve.CONVENTIONS
     return ["serve", *words] if implied else list(words)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from vfio_user_bridge import __version__
-from vfio_user_bridge.cli import with_command
 from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.kernel.processes import process_namespace
 from vfio_user_bridge.management.control import EndedError, NoAnswerError, ask
@@ -35,8 +34,6 @@ def upgrade(control: Path) -> str:
     _check_manager(before["pid"])
     if before["user"] != os.geteuid():  # root's successor would be root
         raise BridgeError(f"the bridge was started by user {before['user']}: upgrade as that user")
-    if with_command(before["arguments"])[:1] != ["serve"]:  # it may be whoever has taken it over
-        raise BridgeError("the bridge was started with other arguments than serve's: not so by us")
     ours, theirs = socket.socketpair()
     with theirs:
         successor = _start(before, theirs)
@@ -75,7 +72,7 @@ def _start(before: dict[str, Any], link: socket.socket) -> Orphan:
     path = os.pathsep.join(map(str, (_PACKAGES, *(Path(each).absolute() for each in paths))))
     try:
         return Orphan(
-            (sys.executable, "-P", "-m", "vfio_user_bridge", *before["arguments"]),
+            (sys.executable, "-P", "-m", "vfio_user_bridge", "serve", *before["arguments"]),
             directory=folder if Path(folder).is_dir() else "/",  # it may have been removed
             environment={**os.environ, VARIABLE: str(link.fileno()), "PYTHONPATH": path},
             fd=link.fileno(),

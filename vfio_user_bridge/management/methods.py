@@ -85,10 +85,11 @@ def methods(server: Server, confinement: Callable[[], Confinement]) -> tuple[Met
         one(device).stop_recording()
 
     def command_line() -> object:
+        words = sys.argv[1:]
         return {
             "pid": os.getpid(),
             "version": __version__,
-            "arguments": sys.argv[1:],
+            "arguments": words[words[:1] == ["serve"] :],  # which may go without saying
             "directory": directory,
             "user": user,
             "processes": processes,
