@@ -208,6 +208,17 @@ class TestReplies:
         later.send(ours.fileno(), later.unsent())
         assert theirs.recv(100) == b"reply"
 
+    def test_what_a_former_client_has_not_read_stays_its_own(
+        self, journal: Journal, pair: tuple[socket.socket, socket.socket]
+    ) -> None:
+        ours, theirs = pair
+        journal.place(b"its own", 0)
+        journal.send(ours.fileno(), 7)
+        ours.close()
+        journal.forget_client()
+        journal.place(b"another", 0)
+        assert theirs.recv(100) == b"its own"
+
     def test_too_large(self, journal: Journal) -> None:
         assert journal.has_room(LARGEST_REPLY)
         assert not journal.has_room(LARGEST_REPLY + 1)

@@ -124,12 +124,16 @@ class Journal:
     # ---- A client comes, and goes --------------------------------------------------------------
 
     def forget_client(self) -> None:
-        """There is none: nothing to answer, no maps, no counts. The document comes first."""
+        """There is none: nothing to answer, no maps, no counts. The document comes first.
+
+        What it has left unread are pages of the ring: they stay its own, and the next has others.
+        """
         words = self._words
         words[_COMMIT] = words[_AGAIN] = 0
         for slot in self._slot_of.values():
             _FLAGS.pack_into(self._view, _MAPS + slot * _MAP.size, 0)
         self._view[_ROWS:_DOCUMENTS] = bytes(_DOCUMENTS - _ROWS)
+        self._memory.madvise(mmap.MADV_REMOVE, _REPLIES, RING)
         os.lseek(self.fd, _REPLIES, os.SEEK_SET)
         self._begin()
 
