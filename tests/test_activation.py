@@ -113,3 +113,16 @@ def test_its_socket_is_served(listening: socket.socket, tmp_path: Path, name: st
             pass
         edu.stop()
     assert path.is_socket()
+
+
+@pytest.mark.parametrize(("names", "status"), [("a:kept-journal-edu", 1), ("unkept-journal", 2)])
+def test_where_something_is_kept_wrong_usage_is_not_final(names: str, status: int) -> None:
+    done = subprocess.run(
+        [*SERVE, "--nonsense"],
+        env=os.environ | {"LISTEN_FDNAMES": names},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (status, 1)

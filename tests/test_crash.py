@@ -276,6 +276,11 @@ def test_what_the_store_has_no_room_for(tmp_path: Path) -> None:
         assert "Traceback" not in bridge.log()
 
 
+#: a policy for the device, and one for another
+FIT = '[[rule]]\nregion = "bar0"\noffset = 0\naction = "allow"\n'
+UNFIT = FIT.replace("bar0", "bar5")
+
+
 def test_one_that_cannot_start_leaves_the_client_to_the_next(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         where = free.getsockname()
@@ -289,6 +294,24 @@ def test_one_that_cannot_start_leaves_the_client_to_the_next(tmp_path: Path) -> 
             freed.start()
         freed.join()
         assert "can't start: " in bridge.log()
+        assert client.ask(c.REGION_READ, COUNT)[16:] == u64(5)
+
+
+@pytest.mark.parametrize("rule", ["it is no TOML", UNFIT], ids=["unreadable", "unfit"])
+def test_a_policy_that_is_broken_at_that_moment(tmp_path: Path, rule: str) -> None:
+    policy = tmp_path / "policy"
+    policy.write_text(FIT)
+    options = ("--policy", str(policy))
+    with replaceable(tmp_path, *options, command=SUPERVISED) as bridge, bridge.client() as client:
+        client.ask(c.REGION_WRITE, region(DMA_COUNT, BAR0, u64(5)))
+        policy.write_text(rule)
+        bridge.signal(signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE
+        while "ended with status 1; starting it again" not in bridge.log():
+            assert time.monotonic() < deadline, bridge.log()
+            time.sleep(0.01)
+        policy.write_text(FIT)
+        bridge.await_another()
         assert client.ask(c.REGION_READ, COUNT)[16:] == u64(5)
 
 

@@ -29,6 +29,12 @@ class Passed:
     kept: Mapping[str, int] = field(default_factory=dict)
 
 
+def any_kept() -> bool:
+    """Whether a predecessor has stored something. To be asked before `passed` is."""
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    return any(name.startswith(PREFIX) for name in names)
+
+
 def passed() -> Passed:
     """What was passed to this process. A second call finds nothing.
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import __version__
+from . import __version__, activation
 from .commands import (
     PROGRAM,
     HelpFormatter,
@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Gives the exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted by the keyboard.
     """
+    # A service manager may take wrong usage for final, and drop what it keeps for a guest.
+    worst = 1 if activation.any_kept() else 2
     try:
         options = build_parser().parse_args(_with_command(sys.argv[1:] if argv is None else argv))
         status = options.run(options)
@@ -74,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except BridgeError as error:
         complain(str(error))
-        return error.exit_status
+        return min(error.exit_status, worst)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -50,10 +50,11 @@ SERVING = (
     "LimitNOFILE=524288",
     "FileDescriptorStoreMax=4096",
     "StartLimitIntervalSec=0",
-    "Restart=on-abnormal",
+    "Restart=on-failure",
     "RestartSec=1ms",
     "RestartSteps=40",
     "RestartMaxDelaySec=10s",
+    "RestartPreventExitStatus=2",
 )
 
 

@@ -15,9 +15,9 @@ file descriptor store is done here where there is no systemd, as in a container,
 whose process 1 this can be. Once `upgrade` has replaced the bridge, the new one
 is looked after.
 
-It ends with the bridge's exit status when that has ended by itself (0), is told
-what can't be meant (2), or has failed before it was ever ready. SIGTERM and
-SIGINT end the bridge, and then this.
+It ends with the bridge's exit status when that has ended by itself (0), or has
+failed before it was ever ready. SIGTERM and SIGINT end the bridge, and then
+this.
 """
 EPILOG = """\
 examples:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.errors import BridgeError, UsageError
 from vfio_user_bridge.listener import Listener
 from vfio_user_bridge.notify import Manager
 
@@ -66,6 +66,8 @@ class Killed(_Somebody):
                 with making_sense():
                     offer(name, left)
                 self._resumed.append(name)
+            except UsageError:
+                raise  # of a policy, say: the next to be started may find it mended
             except BridgeError as error:
                 log.error("%s: can't go on where its bridge was killed: %s", name, error)
                 if left.journal:
@@ -86,7 +88,7 @@ class Killed(_Somebody):
             clients = ", ".join(self._resumed)
             why = str(error) or "no memory"
             log.error("can't start: %s; leaving to the next one: %s", why, clients)
-            os._exit(error.exit_status if isinstance(error, BridgeError) else 1)
+            os._exit(1)
 
     def is_over(self) -> None:
         self._sweep(listeners=True)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import signal
 
-#: done, and wrong usage, which doesn't mend itself
-_FINAL = (0, 2)
 #: how long one must live for the next to be started without a pause, in seconds
 _LONG = 1.0
 _FIRST_PAUSE = 0.1
@@ -28,9 +26,10 @@ class Restarts:
 
         :param lived: how long it did, in seconds
         :param was_ready: whether it ever was, or one before it. If not, a failure is the end:
-            nothing is lost, and it would fail again
+            nothing is lost, and it would fail again. If so, there are guests to go on with, and
+            none is: Python's own status is 2 where a package that is being upgraded lacks a file
         """
-        if end is not None and (end in _FINAL or (end > 0 and not was_ready)):
+        if end == 0 or (end is not None and end > 0 and not was_ready):
             return None
         pause = 0.0 if lived >= _LONG else self._pause
         self._pause = min(max(_FIRST_PAUSE, 2 * pause), self._longest_pause)
