@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from vfio_user_bridge import notify
 from vfio_user_bridge.notify import Manager
 
 from .running_server import server
@@ -126,6 +128,55 @@ def test_a_manager_that_hears_again_is_told_again(
     ear.socket.close()
     manager.report("edu: no client")
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+
+
+def fill(address: str) -> None:
+    """As much as the manager's socket takes, which nobody reads."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.setblocking(False)
+                sock.sendto(b"STATUS=", address)
+
+
+def test_a_manager_that_is_stopped_is_waited_for_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "_PATIENCE", 0.5)
+    ear = Ear(address := str(tmp_path / "notify"))
+    manager = Manager({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "999999999"})
+    fill(address)
+    start = time.monotonic()
+    for _ in range(100):
+        manager.release("file")
+        manager.settle()
+    assert 0.5 <= time.monotonic() - start < 20
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    manager.report("")
+    assert manager.patience is not None
+    assert manager.patience < 2, "its sign of life is overdue"
+    ear.hear()
+    manager.ready()
+    while ear.hear() != ["READY=1"]:
+        pass
+    ear.socket.close()
+
+
+def test_one_that_does_not_answer_is_waited_for_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "_PATIENCE", 0.5)
+    ear = Ear(str(tmp_path / "notify"))
+    manager = Manager({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+    for _ in range(100):
+        manager.settle()
+    assert len(caplog.records) == 1
+    assert ear.hear() == ["BARRIER=1"]  # and so closes what came with it
+    assert ear.silent()
+    manager.settle()
+    assert ear.hear() == ["BARRIER=1"]
+    ear.socket.close()
+    manager.settle()
 
 
 def test_a_server_tells_of_itself(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import logging
 import os
 import select
 import socket
+import struct
+import threading
 import time
 from collections.abc import MutableMapping, Sequence
 
@@ -17,7 +19,8 @@ from .ancillary import send_to
 
 log = logging.getLogger(__name__)
 
-_PATIENCE = 5.0  # seconds, for its answer
+_PATIENCE = 5.0  # seconds, until it takes what it is told; and then until it answers
+_AGAIN = 1.0  # seconds, until it is given a sign of life that it didn't take
 
 
 class Manager:
@@ -34,6 +37,8 @@ class Manager:
         self.keeps = int(most) if most.isdecimal() and self._address else 0
         self._status = ""
         self._deaf = False  # it couldn't be told, last time
+        self._barrier = -1  # whose other end it closes once it has heard us
+        self._settling = threading.Lock()
         ours = process in ("", str(os.getpid()))
         #: seconds between signs of life, half of what the manager waits (sd_watchdog_enabled(3))
         self._interval = int(period) / 2e6 if ours and period.isdecimal() else 0.0
@@ -56,8 +61,8 @@ class Manager:
         if self._interval and time.monotonic() >= self._due:
             self._due = time.monotonic() + self._interval
             news.append("WATCHDOG=1")
-        if news:
-            self._send(*news)
+        if news and not self._send(*news):
+            self._due = min(self._due, time.monotonic() + _AGAIN)
 
     def stopping(self) -> None:
         self._send("STOPPING=1")
@@ -71,23 +76,37 @@ class Manager:
         self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
 
     def settle(self) -> None:
-        """Wait until it has heard all that it was told so far (sd_notify_barrier(3))."""
+        """Wait until it has heard all that it was told so far (sd_notify_barrier(3)).
+
+        One that didn't answer in time isn't waited for again before it has.
+        """
         if not self._address:
             return
-        try:
-            heard, ours = os.pipe2(os.O_CLOEXEC)
-        except OSError as error:
-            log.warning("can't wait for the service manager: %s", error.strerror)
-            return
-        with os.fdopen(heard, "rb"):
+        with self._settling:
+            if not self._has_answered(0):
+                return
+            try:
+                self._barrier, ours = os.pipe2(os.O_CLOEXEC)
+            except OSError as error:
+                log.warning("can't wait for the service manager: %s", error.strerror)
+                return
             try:
                 self._send("BARRIER=1", fds=(ours,))
             finally:
                 os.close(ours)
-            poll = select.poll()
-            poll.register(heard, 0)  # it closes the other end
-            if not poll.poll(_PATIENCE * 1000):
+            if not self._has_answered(_PATIENCE):
                 log.warning("the service manager doesn't answer: going on without it")
+
+    def _has_answered(self, patience: float) -> bool:
+        """Or does within so many seconds."""
+        if self._barrier >= 0:
+            poll = select.poll()
+            poll.register(self._barrier, 0)
+            if not poll.poll(patience * 1000):
+                return False
+            os.close(self._barrier)
+            self._barrier = -1
+        return True
 
     def succeeded_by(self, process: int) -> bool:
         """The service is *process* from now on. False if there is a manager who can't be told."""
@@ -111,6 +130,12 @@ class Manager:
             address = b"\0" + address[1:]
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                # Guests wait meanwhile: one that was deaf is asked no longer than it takes.
+                if self._deaf:
+                    sock.setblocking(False)
+                else:
+                    timeval = struct.pack("@ll", int(_PATIENCE), int(_PATIENCE % 1 * 1e6))
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
                 send_to(sock, address, "\n".join(variables).encode(), fds)
             self._deaf = False
         except OSError as error:
