@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from vfio_user_bridge import notify
 from vfio_user_bridge.counters import no_rows
 from vfio_user_bridge.device import Keep
 from vfio_user_bridge.errors import BridgeError
@@ -25,7 +28,7 @@ from vfio_user_bridge.handover.journal import Journal
 from vfio_user_bridge.handover.ledger import new_ledger
 from vfio_user_bridge.handover.predecessor import Killed
 from vfio_user_bridge.handover.resume import resume
-from vfio_user_bridge.handover.store import Holdings, Store
+from vfio_user_bridge.handover.store import Holdings, NotKeptError, Store
 from vfio_user_bridge.listener import Listener, listen
 from vfio_user_bridge.messages import DmaMap
 from vfio_user_bridge.models.edu import Edu
@@ -41,6 +44,7 @@ from vfio_user_bridge.transport import Connection
 from .descriptors import memory_files
 from .device_contract import open_files
 from .kept_files import KeptFiles
+from .running_server import PATIENCE, server
 from .wire import message
 
 #: of a document, where it doesn't matter
@@ -51,6 +55,7 @@ NOTHING = ("draining", "deadline", "clients", "since", "past", "device", "state"
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
+        sock.settimeout(PATIENCE)
         yield sock
 
 
@@ -72,6 +77,76 @@ def test_a_file_that_could_keep_the_manager_waiting_is_not_given_to_it(
             holdings.end_round()
         given = bool(select.select([manager], [], [], 0)[0])
         assert given == (not path.startswith("/proc"))
+
+
+class TestAManagerThatHasNoRoom:
+    """What it couldn't be told, it is told once it can be."""
+
+    @pytest.fixture(autouse=True)
+    def soon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(notify, "_PATIENCE", 0.1)
+
+    def test_what_it_should_keep(self, manager: socket.socket) -> None:
+        fill(manager)
+        store = Store(Manager({"NOTIFY_SOCKET": manager.getsockname()}))
+        with pytest.raises(NotKeptError):
+            store.keep("one", 0)
+        assert store.names == []
+        heard(manager)
+        store.keep("one", 0)
+        assert heard(manager) == ["FDSTORE kept-one"]
+
+    def test_what_it_should_close(self, manager: socket.socket) -> None:
+        """Before it may keep another of that name."""
+        store = Store(Manager({"NOTIFY_SOCKET": manager.getsockname()}))
+        for name in ("one", "other"):
+            store.keep(name, 0)
+        fill(manager)
+        for name in ("one", "other"):
+            store.release(name)
+        with pytest.raises(NotKeptError):
+            store.keep("one", 0)
+        assert store.owes
+        heard(manager)
+        store.keep("one", 0)
+        assert heard(manager) == ["FDSTOREREMOVE kept-one", "FDSTORE kept-one"]
+        settling = threading.Thread(target=store.settle)
+        settling.start()
+        assert manager.recv(99) == b"FDSTOREREMOVE=1\nFDNAME=kept-other"
+        assert manager.recv(99) == b"BARRIER=1"
+        settling.join()
+        assert store.names == ["one"]
+        assert not store.owes
+
+    def test_a_client_is_served_meanwhile(self, manager: socket.socket, tmp_path: Path) -> None:
+        path = tmp_path / "socket"
+        environment = {"NOTIFY_SOCKET": manager.getsockname(), "FDSTORE": "64"}
+        with server(path, "--socket-path", str(path), environment=environment) as edu:
+            while b"STATUS=" not in manager.recv(99):
+                pass
+            fill(manager)
+            with edu.client():
+                assert "a crash would lose its client" in edu.log()
+                while "FDSTORE kept-client-1-edu" not in heard(manager):
+                    assert select.select([manager], [], [], PATIENCE)[0]
+
+
+def fill(manager: socket.socket) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.setblocking(False)
+                sock.sendto(b"STATUS=full", manager.getsockname())
+
+
+def heard(manager: socket.socket) -> list[str]:
+    """What waits there of what is kept and closed."""
+    told = []
+    while select.select([manager], [], [], 0)[0]:
+        what, *name = manager.recv(99).decode().split("\n")
+        if what.startswith("FDSTORE"):
+            told.append(f"{what.removesuffix('=1')} {name[0].removeprefix('FDNAME=')}")
+    return told
 
 
 class Poor(Edu):
@@ -107,8 +182,10 @@ def test_a_client_that_can_not_be_written_down_is_not_there(tmp_path: Path) -> N
             admit()
         assert port.over.is_set()
         assert store.names == before
+        behind = port.behind
         admit()
         assert not port.over.is_set()
+        assert (behind, port.behind) == (True, False)
         assert store.names == [*before, "client-2-edu"]
 
 

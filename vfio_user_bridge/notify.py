@@ -67,13 +67,16 @@ class Manager:
     def stopping(self) -> None:
         self._send("STOPPING=1")
 
-    def keep(self, name: str, fd: int) -> None:
-        """Keep the descriptor, whatever becomes of its peer, and pass it to our successor."""
-        self._send("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fds=(fd,))
+    def keep(self, name: str, fd: int) -> bool:
+        """Keep the descriptor, whatever becomes of its peer, and pass it to our successor.
 
-    def release(self, name: str) -> None:
-        """Close what it keeps by that name."""
-        self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
+        False if there is a manager who can't be told.
+        """
+        return self._send("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", fds=(fd,))
+
+    def release(self, name: str) -> bool:
+        """Close what it keeps by that name. False as above."""
+        return self._send("FDSTOREREMOVE=1", f"FDNAME={name}")
 
     def settle(self) -> None:
         """Wait until it has heard all that it was told so far (sd_notify_barrier(3)).

@@ -127,6 +127,20 @@ class Port:
         if self.ledger:
             self.ledger.client_gone()
 
+    @property
+    def behind(self) -> bool:
+        """Whether there is something to `catch_up` with."""
+        return self.ledger is not None and self.ledger.behind
+
+    def catch_up(self) -> None:
+        """Write down what couldn't be, unless the device is at work: then another time."""
+        if self.ledger and self.ledger.behind and self.turn.acquire(blocking=False):
+            try:
+                with contextlib.suppress(OSError):  # the log has it
+                    self.ledger.write()
+            finally:
+                self.turn.release()
+
     def status(self) -> DeviceStatus:
         """As it is between two messages, unless the device is at work for long.
 

@@ -46,7 +46,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PATIENCE = 60.0
 #: how long the server waits after the host has failed it, in seconds
 _PAUSE = 0.1
-#: how soon it looks whether a device is at rest, should no bell tell; in seconds
+#: how soon it looks whether a device is at rest, should no bell tell, or tries once more to write
+#: something down; in seconds
 _GLANCE = 1.0
 
 
@@ -109,7 +110,8 @@ class Server:
             if self._store:
                 from .handover.ledger import new_ledger
 
-                port.ledger = new_ledger(port, self._store, left.journal if left else None)
+                journal = left.journal if left else None
+                port.ledger = new_ledger(port, self._store, journal, self._ring)
             if left:
                 self._resume(port, left)
         except BaseException:
@@ -180,6 +182,7 @@ class Server:
                 for port in self._ports:
                     if port.door_shut and not port.busy:
                         self._open_door(port)
+                    port.catch_up()
                 self._let_go()
                 self.successions.grant(self._hand_over)
             if self._stopped_by:
@@ -371,14 +374,14 @@ class Server:
     def _patience(self) -> float | None:
         """How long to wait for an event, in seconds.
 
-        Until the next grace period ends, the manager must have a sign of life, or a client waits
-        outside and whoever was to ring for it may have failed.
+        Until the next grace period ends, the manager must have a sign of life, a client waits
+        outside and whoever was to ring for it may have failed, or something isn't written down.
         """
         now = time.monotonic()
         waits = [max(0.0, port.deadline - now) for port in self._ports if port.deadline is not None]
         if (patience := self._manager.patience) is not None:
             waits.append(patience)
-        waits += [_GLANCE for port in self._ports if port.door_shut]
+        waits += [_GLANCE for port in self._ports if port.door_shut or port.behind]
         return min(waits, default=None)
 
     def _let_go(self) -> None:

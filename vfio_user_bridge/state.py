@@ -51,6 +51,10 @@ class Ledger(Protocol):
     def journal(self) -> Journal:
         """What changes with each message."""
 
+    @property
+    def behind(self) -> bool:
+        """Whether there is something to write that couldn't be, so far."""
+
     def write(self) -> None:
         """All else."""
 

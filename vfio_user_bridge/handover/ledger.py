@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vfio_user_bridge.device import Keep
@@ -13,7 +14,7 @@ from vfio_user_bridge.errors import BridgeError
 from .document import of_port, pack
 from .journal import DOCUMENT_SIZE, Journal
 from .names import JOURNAL, LISTENER, plain
-from .store import Holdings, Store
+from .store import Holdings, NotKeptError, Store
 
 if TYPE_CHECKING:
     from vfio_user_bridge.port import Port
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def new_ledger(port: Port, store: Store, left: Journal | None) -> Ledger:
+def new_ledger(
+    port: Port, store: Store, left: Journal | None, wake: Callable[[], None] = lambda: None
+) -> Ledger:
     """In the journal that a predecessor *left*, or one of its own.
 
     :raise BridgeError: there can't be one
@@ -33,39 +36,70 @@ def new_ledger(port: Port, store: Store, left: Journal | None) -> Ledger:
             f"{port.device.name}: can't have a journal: {error.strerror}; ulimit -n may be too low"
         ) from None
     port.device.cells(journal.cells)
-    ledger = Ledger(port, journal, store)
+    ledger = Ledger(port, journal, store, wake)
     port.device.on_change(ledger.write)
     return ledger
 
 
 class Ledger:
-    """Keeps *journal* up to date with *port*, and *store* with the open files that it takes."""
+    """Keeps *journal* up to date with *port*, and *store* with the open files that it takes.
 
-    def __init__(self, port: Port, journal: Journal, store: Store) -> None:
+    :param wake: whoever looks whether we are `behind` does so
+    """
+
+    def __init__(
+        self, port: Port, journal: Journal, store: Store, wake: Callable[[], None]
+    ) -> None:
         self.journal = journal
+        self._wake = wake
         self._port = port
         self._store = store
         self._holdings = Holdings(store)
+        self._noted = self._written = 0
+        self._warned = False  # of what a crash would lose
         self._lock = threading.Lock()  # the host's request comes in another thread
         name = plain(port.device.name)
         self._name = JOURNAL + name
         self._always = {self._name: journal.fd}
         if port.listener.path:  # others are kept by who made them
             self._always[LISTENER + name] = port.listener.socket.fileno()
-        for name, fd in self._always.items():
-            store.keep(name, fd)
+        try:
+            self._keep_always()
+        except NotKeptError as error:
+            self._fall_behind(error)
+        self._holdings.end_round()
+
+    @property
+    def behind(self) -> bool:
+        """Whether `write` is to be called, once it can be."""
+        return self._written != self._noted or self._store.owes
+
+    def note(self) -> None:
+        """Now it is: something has changed."""
+        self._noted += 1
+        self._wake()
 
     def write(self) -> None:
         """All but the maps. What it takes is kept before that is valid, and until it isn't.
 
-        :raise OSError: the host has no descriptor or memory for it; what was written is valid still
+        Where it can't be, what was written is valid still, and we are `behind`.
+
+        :raise OSError: the host has no descriptor or memory for it; a manager that can't be told is
+            in nobody's way
         """
         with self._lock:
+            noted, owed = self._noted, self._store.owes
             try:
+                self._keep_always()
                 data = pack(of_port(self._port, self._holdings.keep))
-            except BaseException:
+            except BaseException as error:
                 self._holdings.cancel_round()
+                if isinstance(error, OSError):
+                    self._fall_behind(error)
+                if isinstance(error, NotKeptError):
+                    return
                 raise
+            self._written = noted
             if len(data) > DOCUMENT_SIZE:
                 self._holdings.cancel_round()
                 name = self._port.device.name
@@ -77,9 +111,27 @@ class Ledger:
                 )
                 return
             self.journal.document = data
+            self._warned = False
             released = self._holdings.end_round()
-        if released:
+        if released or owed:
             self._store.settle()
+            if self._store.owes and not owed:
+                self._wake()
+
+    def _keep_always(self) -> None:
+        for name, fd in self._always.items():
+            self._holdings.keep(name, fd)
+
+    def _fall_behind(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            self.note()
+            log.error(
+                "%s: its state can't be written down: %s: until it is, a crash would lose its"
+                " client",
+                self._port.device.name,
+                error.strerror,
+            )
 
     def client_gone(self) -> None:
         """The port has none: what is closed from now on is closed, here and in the store."""
@@ -94,6 +146,4 @@ class Ledger:
         """Nobody is to go on with the device, which is closed next."""
         self._port.device.on_change(lambda: None)
         self._holdings.end_round()
-        while self._always:
-            self._store.release(self._always.popitem()[0])
         self._store.settle()

@@ -7,12 +7,20 @@ open file, however often it is given.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterable
 
 from vfio_user_bridge.notify import Manager
 
 from .names import FOREIGN, LISTENER, PREFIX
+
+
+class NotKeptError(OSError):
+    """The manager can't be told, as it has no room in its socket or is gone."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EAGAIN, "the service manager can't be told")
 
 
 class Store:
@@ -24,13 +32,21 @@ class Store:
     def __init__(self, manager: Manager, there: Iterable[str] = ()) -> None:
         self._manager = manager
         self._holders: dict[str, int] = dict.fromkeys(there, 0)
+        #: what it couldn't be told to close, and may not be what is called so next
+        self._stale: set[str] = set()
         self._lock = threading.Lock()  # devices have a thread each
 
     def keep(self, name: str, fd: int) -> None:
-        """Have it kept, as often as `release` will be called."""
+        """Have it kept, as often as `release` will be called.
+
+        :raise NotKeptError: it isn't
+        """
         with self._lock:
-            if name not in self._holders:
-                self._manager.keep(PREFIX + name, fd)
+            if name in self._stale:
+                self._drop(name)
+            there = name in self._holders or self._manager.keep(PREFIX + name, fd)
+            if name in self._stale or not there:
+                raise NotKeptError
             self._holders[name] = self._holders.get(name, 0) + 1
 
     def release(self, name: str) -> None:
@@ -45,8 +61,16 @@ class Store:
         with self._lock:
             return list(self._holders)
 
+    @property
+    def owes(self) -> bool:
+        """Whether something was released that is still kept: `settle` tries again."""
+        return bool(self._stale)
+
     def settle(self) -> None:
         """Wait until what was released is closed there."""
+        with self._lock:
+            for name in list(self._stale):
+                self._drop(name)
         self._manager.settle()
 
     def sweep(self, *, listeners: bool = True) -> None:
@@ -58,8 +82,11 @@ class Store:
         self.settle()
 
     def _drop(self, name: str) -> None:
-        del self._holders[name]
-        self._manager.release(PREFIX + name)
+        if self._manager.release(PREFIX + name):
+            del self._holders[name]
+            self._stale.discard(name)
+        else:
+            self._stale.add(name)
 
 
 class Holdings:
