@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from vfio_user_bridge.limits import Limits
+from vfio_user_bridge.state import State
 
 from . import client as c
 from .conversation import PATIENCE, conversation
@@ -335,3 +336,21 @@ def test_the_bar_stays_open_after_it_was_handed_out() -> None:
             reply = talk.client.call(c.GET_REGION_INFO, u32(32, 0, 0, 0) + u64(0, 0))
             assert inodes(reply.fds) == inodes([talk.device.bar])
             os.close(reply.fds[0])
+
+
+def test_what_is_done_is_answered_so_though_it_cannot_be_written_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries = []
+
+    def full(state: State) -> None:
+        tries.append(state.changed)
+        raise OSError(errno.EMFILE, "too many")
+
+    with conversation() as talk, eventfds(1) as event:
+        with monkeypatch.context() as patch:
+            patch.setattr(State, "write_down", full)
+            talk.client.ask(c.SET_IRQS, set_irqs(0x24, 1, 0, 1), event)
+            talk.client.ask(c.REGION_READ, region(0, CONFIG, 1))
+        assert tries == [True, True]
+        assert talk.device.asked("set_irqs")

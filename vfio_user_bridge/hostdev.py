@@ -287,7 +287,7 @@ class HostDevice(Device):
     def _close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            self._try("tell a successor that it is closed", self._changed)
+            self._changed()
             os.close(fd)
 
     def _reopen(self) -> None:

@@ -136,8 +136,7 @@ class Port:
         """Write down what couldn't be, unless the device is at work: then another time."""
         if self.ledger and self.ledger.behind and self.turn.acquire(blocking=False):
             try:
-                with contextlib.suppress(OSError):  # the log has it
-                    self.ledger.write()
+                self.ledger.write_or_later()
             finally:
                 self.turn.release()
 
@@ -284,4 +283,5 @@ class Port:
             self.draining = on
             log.warning("%s: clients are %s", self.device.name, "refused" if on else "let in again")
             with contextlib.suppress(BridgeError), self.stopped():
-                self._write_down()
+                if self.ledger:
+                    self.ledger.write_or_later()

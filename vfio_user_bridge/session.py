@@ -189,7 +189,7 @@ class Session:
                         raise refuse(errno.EIO, "its bridge was killed over it")
                     log.warning("%s: its bridge was killed over %s: doing that again", name, what)
                     reply = requests.again(message)
-                    state.write_down()
+                    state.write_down_or_later()
                 except OSError as error:
                     self._refuse(message, error)
                 else:
@@ -233,7 +233,7 @@ class Session:
                     begin()
                     reply = handler(message)
                     if state.changed or (volatile and command != Command.REGION_READ):
-                        state.write_down()
+                        state.write_down_or_later()
                 except OSError as error:
                     refusal = error
                 finally:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -56,7 +57,13 @@ class Ledger(Protocol):
         """Whether there is something to write that couldn't be, so far."""
 
     def write(self) -> None:
-        """All else."""
+        """All else.
+
+        :raise OSError: it can't be
+        """
+
+    def write_or_later(self) -> None:
+        """All else, now or when it is `behind`."""
 
     def client_gone(self) -> None: ...
 
@@ -124,8 +131,19 @@ class State:
             self.ledger.journal.remove_map(entry)
         self.drop_file(self.file_of.pop(entry.address, 0))
 
+    def write_down_or_later(self) -> None:
+        """After what can't be taken back: where the host fails, the ledger says so.
+
+        Then it is tried again after the next message, and as the ledger is `behind`.
+        """
+        with contextlib.suppress(OSError):
+            self.write_down()
+
     def write_down(self) -> None:
-        """All but the maps, which are written down as they are made."""
+        """All but the maps, which are written down as they are made.
+
+        :raise OSError: it can't be
+        """
         if self.ledger:
             self.ledger.write()
         self.changed = self.files.changed = False

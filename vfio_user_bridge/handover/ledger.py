@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -37,7 +38,7 @@ def new_ledger(
         ) from None
     port.device.cells(journal.cells)
     ledger = Ledger(port, journal, store, wake)
-    port.device.on_change(ledger.write)
+    port.device.on_change(ledger.write_or_later)
     return ledger
 
 
@@ -78,6 +79,11 @@ class Ledger:
         """Now it is: something has changed."""
         self._noted += 1
         self._wake()
+
+    def write_or_later(self) -> None:
+        """Where the host fails, the log says so, and it is to be tried again: we are `behind`."""
+        with contextlib.suppress(OSError):
+            self.write()
 
     def write(self) -> None:
         """All but the maps. What it takes is kept before that is valid, and until it isn't.

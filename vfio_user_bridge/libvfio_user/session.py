@@ -215,7 +215,7 @@ class LibrarySession(Session):
             if command in self._requests.handlers:
                 self._count(command)
         if state.changed or self._device.volatile:
-            state.write_down()
+            state.write_down_or_later()
         if journal:
             journal.consumed()
 
