@@ -406,6 +406,18 @@ def test_a_bridge_that_gives_signs_of_life_lives() -> None:
         assert "silent" not in bridge.log()
 
 
+def test_a_bridge_that_stops_may_be_silent() -> None:
+    with supervised(watchdog=0.2) as bridge:
+        bridge.do(
+            "tell('READY=1')",
+            "tell('STOPPING=1')",
+            "tell('WATCHDOG=1')",
+            "time.sleep(1)",
+            "os._exit(0)",
+        )
+        assert bridge.end() == 0, bridge.log()
+
+
 def test_orphans_are_reaped(bridge: Supervised) -> None:
     bridge.do(
         "if not os.fork():",

@@ -227,8 +227,9 @@ class Supervisor:
             self._manager.ready()
         if said.get("STOPPING") == "1":
             self._manager.stopping()
-            main.is_stopping = True
-        if self._watchdog and "1" in (said.get("READY"), said.get("WATCHDOG")):
+            main.is_stopping, main.deadline = True, None  # what it gives back may take its time
+        lives = "1" in (said.get("READY"), said.get("WATCHDOG"))
+        if lives and self._watchdog and not main.is_stopping:
             main.deadline = time.monotonic() + self._watchdog
 
     def _succeed(self, main: MainProcess, told: Notification) -> None:
