@@ -469,6 +469,8 @@ def test_a_server(tmp_path: Path) -> None:
     [
         (["serve", "--nonsense", "model:edu"], "vfio-user-bridge: unrecognized arguments"),
         (["serve", "model:edu"], "vfio-user-bridge: no socket: give --socket-path"),
+        (["serve", "model:edu", "--fd", "0"], "by LISTEN_FDS, not by --fd or --group-fd"),
+        (["serve", "--group-fd=9", "model:edu"], "by LISTEN_FDS, not by --fd or --group-fd"),
         (["--watchdog", "inf", "serve"], "'inf' is not a number of seconds"),
         (["--fdstore-max", "-1", "serve"], "'-1' is not a number of descriptors"),
         (["bind"], "invalid choice: 'bind'"),

@@ -62,8 +62,14 @@ def run(options: argparse.Namespace) -> int:
     import sys
 
     from vfio_user_bridge import log
+    from vfio_user_bridge.errors import UsageError
     from vfio_user_bridge.handover.supervisor import Supervisor
 
+    # The next one has what was passed to us at other numbers.
+    if {word.partition("=")[0] for word in options.arguments} & {"--fd", "--group-fd"}:
+        raise UsageError(
+            "supervise passes sockets and groups on by LISTEN_FDS, not by --fd or --group-fd"
+        )
     log.set_up("info")
     # The interpreter and the program, as they were called.
     program = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
