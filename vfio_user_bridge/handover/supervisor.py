@@ -28,7 +28,7 @@ from .restarts import Restarts, described, exit_status
 
 log = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 #: after the host has failed us, in seconds
 _PAUSE = 0.1
 
@@ -82,6 +82,7 @@ class Supervisor:
         signal.set_wakeup_fd(self._ringer.fileno(), warn_on_full_buffer=False)
         for number in _SIGNALS:
             signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # by the bridge, too, which inherits that
         self._selector.register(self._mailbox.socket, selectors.EVENT_READ, self._listen)
         self._selector.register(self._bell, selectors.EVENT_READ, self._hear)
         while self._status is None:
