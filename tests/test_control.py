@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
@@ -187,6 +188,18 @@ def test_watching(control: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 130
     assert seen.count("edu: no client\n") >= 2
+
+
+def test_watching_a_bridge_that_is_killed(edu: RunningServer, control: Path) -> None:
+    command = [sys.executable, "-m", "vfio_user_bridge", "status", "--watch", "--control"]
+    with subprocess.Popen([*command, str(control)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert "edu: no client\n" in (process.stdout.readline() for _ in range(9))
+        edu.process.kill()
+        lines = iter(process.stdout.readline, "")
+        away = list(itertools.islice((line for line in lines if "can't reach" in line), 2))
+        process.terminate()
+    assert len(away) == 2
 
 
 # ---- What can be done ---------------------------------------------------------------------------

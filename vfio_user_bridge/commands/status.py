@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .control import add_control
@@ -44,9 +44,20 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(look(), indent=2))
     elif options.watch:
-        terminal.watch(lambda: list(parts(look())), INTERVAL)
+        look()  # what is wrong from the start is the end
+        terminal.watch(lambda: _seen(look), INTERVAL)
     else:
         terminal.show(parts(look()))
+
+
+def _seen(look: Callable[[], Any]) -> list[Part]:
+    """A bridge that was killed may be back the next time."""
+    from vfio_user_bridge.errors import BridgeError
+
+    try:
+        return list(parts(look()))
+    except BridgeError as error:
+        return [str(error)]
 
 
 def parts(status: Mapping[str, Any]) -> Iterator[Part]:
