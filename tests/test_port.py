@@ -10,12 +10,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 
+from vfio_user_bridge.device import Keep
 from vfio_user_bridge.errors import BridgeError
+from vfio_user_bridge.handover.document import unpack
+from vfio_user_bridge.handover.ledger import new_ledger
+from vfio_user_bridge.handover.store import Store
 from vfio_user_bridge.listener import listen
+from vfio_user_bridge.notify import Manager
 from vfio_user_bridge.peers import peer
 from vfio_user_bridge.port import Port
 from vfio_user_bridge.protocol import Buffer
@@ -35,6 +41,9 @@ class Slow(FakeDevice):
     def __init__(self) -> None:
         super().__init__()
         self.began, self.may_end = threading.Event(), threading.Event()
+
+    def save(self, keep: Keep) -> dict[str, Any]:  # noqa: ARG002 - there is nothing to keep
+        return {}
 
     def region_write(self, index: int, offset: int, data: Buffer) -> None:
         self.began.set()
@@ -102,6 +111,22 @@ def test_but_not_for_ever(port: Port, device: Slow) -> None:
         assert port.status().state == "serving"  # that is told all the same
         device.may_end.set()
     assert not device.asked("reset")
+
+
+def test_what_is_told_while_it_is_at_work_is_written_down_later(port: Port, device: Slow) -> None:
+    port.ledger = ledger = new_ledger(port, Store(Manager({})), None)
+    with visited(port) as client, mock.patch("vfio_user_bridge.port._PATIENCE", 0.01):
+        client.send(REGION_WRITE, region(0, 0, bytes(4)))
+        assert device.began.wait(PATIENCE)
+        port.drain(True)
+        port.catch_up()
+        before = unpack(ledger.journal.document)["draining"]
+        device.may_end.set()
+        client.receive()
+        port.catch_up()
+        after = unpack(ledger.journal.document)["draining"]
+    ledger.journal.close()
+    assert (before, after) == (False, True)
 
 
 def test_states(port: Port) -> None:

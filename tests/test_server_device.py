@@ -10,11 +10,16 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytest
 
+from vfio_user_bridge.device import Keep
+from vfio_user_bridge.handover.ledger import Ledger
+from vfio_user_bridge.handover.store import Store
 from vfio_user_bridge.limits import Limits
 from vfio_user_bridge.listener import listen
+from vfio_user_bridge.notify import Manager
 from vfio_user_bridge.server import Server
 
 from . import client as c
@@ -48,7 +53,7 @@ class WantedDevice(FakeDevice):
     def __init__(self) -> None:
         super().__init__()
         self.wanted = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.heeded = threading.Event()
+        self.heeded, self.told = threading.Event(), threading.Event()
 
     @property
     def host_request(self) -> int:
@@ -57,6 +62,12 @@ class WantedDevice(FakeDevice):
     def heed_host_request(self) -> None:
         os.eventfd_read(self.wanted)
         self.heeded.set()
+
+    def save(self, keep: Keep) -> dict[str, Any]:  # noqa: ARG002 - there is nothing to keep
+        """A successor is told."""
+        if self.heeded.is_set():
+            self.told.set()
+        return {}
 
     def close(self) -> None:
         super().close()
@@ -70,6 +81,7 @@ def serve(
     *,
     grace: float = 30.0,
     ends_itself: bool = False,
+    store: Store | None = None,
 ) -> None:
     """Serve *device* while *story* runs in another thread.
 
@@ -85,8 +97,9 @@ def serve(
         if failures or not ends_itself:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    server = Server(limits=Limits(grace=grace))
+    server = Server(limits=Limits(grace=grace), store=store)
     server.add(device, listen(path, 0o600))
+    ledgers = [port.ledger for port in server.ports() if isinstance(port.ledger, Ledger)]
     before = signal.signal(signal.SIGTERM, too_early)
     teller = threading.Thread(target=tell)
     teller.start()
@@ -95,6 +108,8 @@ def serve(
     finally:
         signal.signal(signal.SIGTERM, before)
         teller.join()
+        for ledger in ledgers:
+            ledger.journal.close()
     for failure in failures:
         raise failure
 
@@ -187,13 +202,14 @@ def test_a_device_that_the_host_wants_is_closed_when_its_client_has_gone(tmp_pat
             client.negotiate()
             os.eventfd_write(device.wanted, 1)
             assert device.heeded.wait(10)
+            assert device.told.wait(10)
             late.wait_until_hung_up()
             assert client.ask(c.RESET) == b""  # it has its time
         assert closed.wait(10)
         assert not path.exists()
 
     closed = watch_close(device)
-    serve(device, path, story, ends_itself=True)
+    serve(device, path, story, ends_itself=True, store=Store(Manager({})))
     assert [call[0] for call in device.calls] == ["reset", "quiesce", "close"]
 
 

@@ -132,8 +132,13 @@ class Port:
         """Whether there is something to `catch_up` with."""
         return self.ledger is not None and self.ledger.behind
 
+    def note(self) -> None:
+        """What no message changes has changed: `catch_up` writes it down."""
+        if self.ledger:
+            self.ledger.note()
+
     def catch_up(self) -> None:
-        """Write down what couldn't be, unless the device is at work: then another time."""
+        """Write down what isn't yet, unless the device is at work: then another time."""
         if self.ledger and self.ledger.behind and self.turn.acquire(blocking=False):
             try:
                 self.ledger.write_or_later()
@@ -282,6 +287,7 @@ class Port:
         if on != self.draining:
             self.draining = on
             log.warning("%s: clients are %s", self.device.name, "refused" if on else "let in again")
-            with contextlib.suppress(BridgeError), self.stopped():
+            self.note()
+            with contextlib.suppress(BridgeError), self.stopped():  # before we say that it is done
                 if self.ledger:
                     self.ledger.write_or_later()

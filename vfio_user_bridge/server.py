@@ -370,6 +370,7 @@ class Server:
                 left if port.busy else "letting go",
             )
         port.device.heed_host_request()
+        port.note()
 
     def _patience(self) -> float | None:
         """How long to wait for an event, in seconds.

@@ -56,6 +56,9 @@ class Ledger(Protocol):
     def behind(self) -> bool:
         """Whether there is something to write that couldn't be, so far."""
 
+    def note(self) -> None:
+        """Something has changed, of which no message is told: whoever may `write` is to do so."""
+
     def write(self) -> None:
         """All else.
 

@@ -76,7 +76,7 @@ class Ledger:
         return self._written != self._noted or self._store.owes
 
     def note(self) -> None:
-        """Now it is: something has changed."""
+        """Now it is, for what no message has changed."""
         self._noted += 1
         self._wake()
 
