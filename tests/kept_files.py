@@ -40,10 +40,16 @@ class KeptFiles:
         """The next process asks for its cells."""
         self._used = 0
 
-    def saved(self, device: Device) -> dict[str, Any]:
-        """What *device* gives, as a document has it."""
-        saved: dict[str, Any] = msgpack.unpackb(msgpack.packb(device.save(self.keep)))
-        return saved
+    def saved(self, device: Device) -> Any:
+        """What *device* gives, and what is around it, as a document has it."""
+        given = [device.save(self.keep), device.save_layers(self.keep)]
+        return msgpack.unpackb(msgpack.packb(given))
+
+    def restore(self, device: Device, saved: Any) -> None:
+        """Have *device* go on as another was `saved`."""
+        of_device, of_layers = saved
+        device.restore(of_device, self.take)
+        device.restore_layers(of_layers, self.take)
 
     def close(self) -> None:
         self._memory[:] = bytes(mmap.PAGESIZE)

@@ -17,7 +17,10 @@ import pytest
 
 from vfio_user_bridge.handover.document import pack
 from vfio_user_bridge.handover.journal import Journal
+from vfio_user_bridge.management.control import ask
 from vfio_user_bridge.messages import DmaMap
+from vfio_user_bridge.trace.reader import Trace
+from vfio_user_bridge.trace.records import Read
 
 from . import client as c
 from .client import Client
@@ -29,6 +32,9 @@ from .visit import BAR0, CONFIG, EVENTFD, IOVA, MSI, NONE, PAGE, TRIGGER
 from .wire import dma_map, dma_unmap, region, set_irqs, u32, u64
 
 DMA_COUNT, INTERRUPT_LINE = 0x90, 0x3C
+#: a policy for the device, and one for another
+FIT = '[[rule]]\nregion = "bar0"\noffset = 0\naction = "allow"\n'
+UNFIT = FIT.replace("bar0", "bar5")
 MEMFD = "/memfd:vfio-user-bridge"
 
 
@@ -198,6 +204,31 @@ def test_killed_while_the_device_is_put_back(another: Killing) -> None:
     assert another.bridge.status()["maps"] == 0
 
 
+def test_what_is_around_the_device_goes_on_without_a_client(tmp_path: Path) -> None:
+    """Its recording, from before there was any client, and what its policy counts."""
+    trace, policy = tmp_path / "trace", tmp_path / "policy"
+    policy.write_text(FIT.replace("allow", "deny"))
+    options = ("--record", str(trace), "--policy", str(policy))
+    with replaceable(tmp_path, *options, command=SUPERVISED) as bridge:
+        for count in range(3):
+            for _ in range(2):
+                bridge.kill()
+            assert bridge.status()["recording"]
+            (rule,) = bridge.status()["rules"]
+            assert rule["hits"] == count
+            with bridge.client() as client:
+                client.ask(c.REGION_READ, region(0, BAR0, 4))
+            bridge.await_no_client()
+        policy.write_text(FIT.replace("allow", "log"))
+        bridge.kill()
+        (rule,) = bridge.status()["rules"]
+        assert rule["hits"] == 0
+        assert "its policy has changed" in bridge.log()
+        ask(bridge.control, "stop-recording")
+    with Trace(trace) as found:
+        assert [type(record) for record in found].count(Read) == 3
+
+
 # ---- What makes no sense --------------------------------------------------------------------
 
 
@@ -221,6 +252,7 @@ NOBODY = {
     "since": 0.0,
     "past": {"rows": {}, "troubles": [0, None]},
     "device": None,
+    "layers": {},
     "client": None,
     "state": None,
 }
@@ -247,7 +279,7 @@ def test_a_journal_of_no_use_is_told_in_a_line(what: str, tmp_path: Path) -> Non
     # systemd passes descriptors from 3 on, and the process's own number.
     shell = f'exec 3<&$0; LISTEN_PID=$$ {names} exec "$@"'
     change, lines = USELESS[what]
-    options = ("--socket-path", str(path))
+    options = ("--socket-path", str(path), "--record", str(tmp_path / "trace"))
     with contextlib.closing(Journal.create(16)) as left:
         change(left)
         command = ["bash", "-c", shell, str(left.fd), *SERVE]
@@ -256,6 +288,7 @@ def test_a_journal_of_no_use_is_told_in_a_line(what: str, tmp_path: Path) -> Non
                 client.ask(c.RESET)
             told = [line for line in bridge.log().splitlines() if " ERROR " in line]
             assert len(told) == lines
+            assert bridge.log().count("edu is no longer recorded: ") == lines
             assert "Traceback" not in bridge.log()
             bridge.stop()
 
@@ -274,11 +307,6 @@ def test_what_the_store_has_no_room_for(tmp_path: Path) -> None:
         assert "no room for more descriptors" in bridge.log()
         assert "edu: can't go on where its bridge was killed" in bridge.log()
         assert "Traceback" not in bridge.log()
-
-
-#: a policy for the device, and one for another
-FIT = '[[rule]]\nregion = "bar0"\noffset = 0\naction = "allow"\n'
-UNFIT = FIT.replace("bar0", "bar5")
 
 
 def test_one_that_cannot_start_leaves_the_client_to_the_next(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def edu() -> Iterator[Edu]:
 def successor(edu: Device, kept: KeptFiles) -> Edu:
     """The predecessor stays as it is, but isn't used any more."""
     new = Edu()
-    new.restore(kept.saved(edu), kept.take)
+    kept.restore(new, kept.saved(edu))
     return new
 
 
@@ -76,7 +76,7 @@ def killed(device: RecordedDevice) -> None:
 @pytest.fixture(params=[Edu, layers], ids=["edu", "layers"])
 def restored(request: pytest.FixtureRequest, kept: KeptFiles) -> Iterator[Device]:
     with closing(request.param()) as first, closing(request.param()) as second:
-        second.restore(kept.saved(first), kept.take)
+        kept.restore(second, kept.saved(first))
         yield second
 
 
@@ -177,7 +177,7 @@ def test_an_unmask_that_came_after_all_was_saved_is_not_lost(kept: KeptFiles) ->
         saved = kept.saved(edu)
         edu.close()
         with closing(Edu()) as new:
-            new.restore(saved, kept.take)
+            kept.restore(new, saved)
             assert fired(event)
             new.go_on()
             os.eventfd_write(unmask, 1)
@@ -197,7 +197,7 @@ def test_all_that_was_taken_is_given_back(kept: KeptFiles) -> None:
         before = open_files()
         for succeeds in (False, True):
             with closing(begun(kept)) as new:
-                new.restore(saved, kept.take)
+                kept.restore(new, saved)
                 if succeeds:
                     new.succeed()
                 assert open_files() > before
@@ -207,7 +207,7 @@ def test_all_that_was_taken_is_given_back(kept: KeptFiles) -> None:
             os.close(kept.fds.pop(missing))
             before = open_files()
             with closing(begun(kept)) as new, pytest.raises(BridgeError, match="isn't there"):
-                new.restore(saved, kept.take)
+                kept.restore(new, saved)
             assert open_files() == before
 
 
@@ -220,11 +220,11 @@ def test_a_policy_counts_on(kept: KeptFiles) -> None:
             device.region_read(0, 0x2000, 4)
         saved = kept.saved(device)
         device.region_read(0, 0x2000, 4)  # and killed
-        new.restore(saved, kept.take)
+        kept.restore(new, saved)
         new.succeed()
         new.region_read(0, 0x2000, 4)
         assert new.hits == [(7, "", 5)]
-        moved.restore(saved, kept.take)  # what is counted is elsewhere
+        kept.restore(moved, saved)  # what is counted is elsewhere
         moved.region_read(0, 0x2000, 4)
         assert moved.hits == [(7, "", 4)]
 
@@ -236,7 +236,7 @@ def test_another_policy_counts_anew_and_warns(
     with closing(begun(kept)) as device, closing(layers(other)) as new:
         device.region_read(0, 0x2000, 4)
         new.cells(kept.cells)
-        new.restore(kept.saved(device), kept.take)
+        kept.restore(new, kept.saved(device))
         new.succeed()
         assert new.hits == [(7, "", 0)]
         assert "its policy has changed" in caplog.text
@@ -261,7 +261,7 @@ def test_a_recording_goes_on(kept: KeptFiles, tmp_path: Path) -> None:
         device.region_read(0, 0x100, 4)
         saved = kept.saved(device)
         device.region_read(0, 0x101, 4)
-        new.restore(saved, kept.take)
+        kept.restore(new, saved)
         new.succeed()
         assert device.progress == new.progress
         new.region_read(0, 0x102, 4)
@@ -282,7 +282,7 @@ def test_a_recording_that_began_before_there_was_where_to_count(
         device.cells(kept.cells)
         saved = kept.saved(device)
         device.region_read(0, 0x101, 4)
-        new.restore(saved, kept.take)
+        kept.restore(new, saved)
         new.succeed()
         assert device.progress == new.progress
         killed(device)
@@ -298,7 +298,7 @@ def test_what_was_half_written_is_overwritten(kept: KeptFiles, tmp_path: Path) -
         with path.open("r+b") as file:
             file.seek(device.progress.bytes + 1)
             file.write(b"\xff" * 100_000)
-        new.restore(saved, kept.take)
+        kept.restore(new, saved)
         new.succeed()
         with Trace(path) as trace:
             assert len(list(trace)) == 1  # as after a crash, and no rubbish
@@ -318,7 +318,7 @@ def test_a_recording_that_can_not_go_on_ends(
         (name,) = kept.fds
         os.close(kept.fds[name])
         kept.fds[name] = os.open(path, os.O_RDONLY)
-        new.restore(saved, kept.take)
+        kept.restore(new, saved)
         new.succeed()
         assert new.progress is None
         assert "edu is no longer recorded: " in caplog.text
@@ -340,7 +340,7 @@ def test_a_recording_of_who_is_killed_goes_on(kept: KeptFiles, tmp_path: Path) -
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             with closing(begun(kept)) as new:
-                new.restore(saved, kept.take)
+                kept.restore(new, saved)
                 new.succeed()
                 assert new.progress
                 done = new.progress.records

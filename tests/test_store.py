@@ -48,7 +48,7 @@ from .running_server import PATIENCE, server
 from .wire import message
 
 #: of a document, where it doesn't matter
-NOTHING = ("draining", "deadline", "clients", "since", "past", "device", "state")
+NOTHING = ("draining", "deadline", "clients", "since", "past", "device", "layers", "state")
 
 
 @pytest.fixture

@@ -224,6 +224,17 @@ class Device(ABC):
         """
         raise BridgeError(f"{self.name} can't be taken over: stop its client, and start it anew")
 
+    def save_layers(self, keep: Keep) -> dict[str, Any]:  # noqa: ARG002 - it has none
+        """What those around a device have to go on with (`layers`), which no client's end ends."""
+        return {}
+
+    def restore_layers(self, saved: Mapping[str, Any], take: Take) -> None:  # noqa: ARG002 - likewise
+        """Go on as *saved* has it.
+
+        :raise BridgeError: an open file is missing
+        """
+        return
+
     def adopt(self, request: DmaMap, fd: int | None) -> None:
         """A predecessor's `dma_map` of this was done: go on with it.
 

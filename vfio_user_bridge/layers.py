@@ -6,6 +6,7 @@ In this order, so that a recording has what the guest saw.
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from .device import Device
 if TYPE_CHECKING:
     from .policy.rules import Rule
     from .recording import RecordedDevice
+
+log = logging.getLogger(__name__)
 
 
 class Layers:
@@ -35,11 +38,12 @@ class Layers:
             check_served(self._rules, names)
 
     def around(
-        self, device: Device, *, again: bool = False
+        self, device: Device, *, again: bool = False, left: bool = False
     ) -> tuple[Device, RecordedDevice | None]:
         """What is served in place of *device*; and that again, if it can be recorded.
 
-        :param again: a predecessor has begun the recording, which goes on or is over
+        :param again: a predecessor has begun the recording
+        :param left: and what it left of this device is gone on with
 
         :raise UsageError: it hasn't what a rule is about
         :raise BridgeError: the file to record into can't be had
@@ -56,4 +60,6 @@ class Layers:
         if self._path and not again:
             path = self._path / f"{device.name}.trace" if self._several else self._path
             recorded.start(new_file(path), self._limit)
+        elif self._path and not left:
+            log.warning("%s is no longer recorded: its bridge left nothing of it", device.name)
         return recorded, recorded

@@ -111,8 +111,7 @@ class Port:
         :raise OSError: it can't be written down
         """
         self.device.succeed()
-        if self.has_client:
-            self._write_down()
+        self._write_down()
 
     def _write_down(self) -> None:
         if self.ledger:

@@ -89,9 +89,9 @@ class RecordedDevice(Wrapped):
         self._changed()
 
     def _record(self, file: str, writer: Writer) -> None:
-        """:param file: what `save` calls its file"""
+        """:param file: what `save_layers` calls its file"""
         self._file = file
-        self._writer = writer  # from now on `save` has both, in whichever thread
+        self._writer = writer  # from now on `save_layers` has both, in whichever thread
         self._ask(Recorder(self.inner, writer))
 
     def stop(self, reason: str = "stopped") -> None:
@@ -131,16 +131,18 @@ class RecordedDevice(Wrapped):
     def on_change(self, changed: Callable[[], None]) -> None:
         self._changed = changed
         super().on_change(changed)
+        if self._writer:  # since before there was where to say so
+            changed()
 
-    def save(self, keep: Keep) -> dict[str, Any]:
-        saved, writer = super().save(keep), self._writer
+    def save_layers(self, keep: Keep) -> dict[str, Any]:
+        saved, writer = super().save_layers(keep), self._writer
         if writer:
             file = keep(self._file, writer.fd)
             saved["recording"] = [file, writer.limit, writer.epoch, *self._progress]
         return saved
 
-    def restore(self, saved: Mapping[str, Any], take: Take) -> None:
-        super().restore(saved, take)
+    def restore_layers(self, saved: Mapping[str, Any], take: Take) -> None:
+        super().restore_layers(saved, take)
         if "recording" in saved:
             file, *_ = recording = saved["recording"]
             self._left = take(file), recording

@@ -111,7 +111,9 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits, layers: Lay
                     raise BridgeError("it isn't served here any more")
                 device = devices.open(texts[name], name, left)
                 try:
-                    device, recorded = layers.around(device, again=before.found)
+                    device, recorded = layers.around(
+                        device, again=before.found, left=left is not None
+                    )
                     listener = sockets.open(name)
                 except BaseException:
                     device.close()

@@ -90,6 +90,12 @@ class Wrapped(Device):
     def restore(self, saved: Mapping[str, Any], take: Take) -> None:
         self.inner.restore(saved, take)
 
+    def save_layers(self, keep: Keep) -> dict[str, Any]:
+        return self.inner.save_layers(keep)
+
+    def restore_layers(self, saved: Mapping[str, Any], take: Take) -> None:
+        self.inner.restore_layers(saved, take)
+
     def adopt(self, request: DmaMap, fd: int | None) -> None:
         self.inner.adopt(request, fd)
 

@@ -35,9 +35,10 @@ Document = dict[str, Any]
 #: what comes of values that aren't what they should be
 _NONSENSE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, struct.error)
 
-_OF_ALL = frozenset(
-    ("name", "draining", "deadline", "clients", "since", "past", "device", "client", "state")
-)
+_OF_ALL = {
+    *("name", "draining", "deadline", "clients", "since", "past"),
+    *("device", "layers", "client", "state"),
+}
 
 
 def pack(document: Mapping[str, Any]) -> bytes:
@@ -104,6 +105,7 @@ def of_port(port: Port, keep: Keep, *, whole: bool = False) -> Document:
         "since": port.since,
         "past": of_counters(port.past if session or not port.session else port.totals),
         "device": port.device.save(keep) if session or whole else None,
+        "layers": port.device.save_layers(keep),
         "engine": session.engine if session else None,
         "client": None,
         "state": None,

@@ -36,6 +36,7 @@ def resume(port: Port, left: Left, engine: str) -> tuple[socket.socket, State | 
         )
     if document["device"]:
         port.device.restore(document["device"], left.take)
+    port.device.restore_layers(document["layers"], left.take)
     port.draining, port.deadline = document["draining"], document["deadline"]
     port.clients, port.since = document["clients"], document["since"]
     port.past = to_counters(document["past"])

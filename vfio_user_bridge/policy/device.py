@@ -85,16 +85,16 @@ class PolicedDevice(Wrapped):
             tally.move(hits[at : at + 1])
         self.inner.cells(make)
 
-    def save(self, keep: Keep) -> dict[str, Any]:
+    def save_layers(self, keep: Keep) -> dict[str, Any]:
         tallies = [[tally.hits, tally.earlier] for tally in self._tallies.values()]
-        return {**self.inner.save(keep), "policy": [self._digest, tallies]}
+        return {**self.inner.save_layers(keep), "policy": [self._digest, tallies]}
 
-    def restore(self, saved: Mapping[str, Any], take: Take) -> None:
-        self.inner.restore(saved, take)
+    def restore_layers(self, saved: Mapping[str, Any], take: Take) -> None:
+        self.inner.restore_layers(saved, take)
         digest, tallies = saved.get("policy", (None, ()))
         if digest != self._digest:
             log.warning(
-                "%s: its policy has changed: what its client has mapped under the old one stays"
+                "%s: its policy has changed: what a client has mapped under the old one stays"
                 " mapped until it is gone; the rules count from 0",
                 self.name,
             )
