@@ -25,7 +25,7 @@ from vfio_user_bridge.files import file_name
 from vfio_user_bridge.handover.document import of_port, pack, to_maps, unpack
 from vfio_user_bridge.handover.inherited import Left
 from vfio_user_bridge.handover.journal import Journal
-from vfio_user_bridge.handover.ledger import new_ledger
+from vfio_user_bridge.handover.ledger import Ledger, new_ledger
 from vfio_user_bridge.handover.predecessor import Killed
 from vfio_user_bridge.handover.resume import resume
 from vfio_user_bridge.handover.store import Holdings, NotKeptError, Store
@@ -305,3 +305,17 @@ def test_who_has_a_client_goes_on_first(first: str, caplog: pytest.LogCaptureFix
     assert order == ["b", "a"]
     killed.is_over()
     caplog.clear()  # its error has all this
+
+
+def test_who_goes_on_and_can_not_write_that_down_tries_again(left: tuple[Left, Listener]) -> None:
+    with closing(Server(store=Store(Manager({})))) as server:
+        server.add(Poor(), Listener(left[1].socket.dup()), left=left[0])
+        (port,) = server.ports()
+        behind = port.behind
+        port.catch_up()
+        assert (behind, port.behind) == (True, False)
+        assert port.session
+        assert port.session.state
+        port.session.state.close()
+        assert isinstance(port.ledger, Ledger)
+    port.ledger.journal.close()

@@ -97,8 +97,8 @@ class Port:
             self.client, self.peer, self.session = client, who, session
         self.has_client = True
         try:
-            if new:
-                self._write_down()
+            if new and self.ledger:
+                self.ledger.write()
         except BaseException:
             self.has_client = False
             raise
@@ -108,14 +108,11 @@ class Port:
     def succeed(self) -> None:
         """The predecessor is gone: what it had is this process's alone, and written down as such.
 
-        :raise OSError: it can't be written down
+        :raise OSError: as `Device.succeed`
         """
         self.device.succeed()
-        self._write_down()
-
-    def _write_down(self) -> None:
         if self.ledger:
-            self.ledger.write()
+            self.ledger.write_or_later()
 
     def client_gone(self) -> None:
         """All that is left to do is to put the device back: its thread says so."""

@@ -139,7 +139,7 @@ class State:
 
         Then it is tried again after the next message, and as the ledger is `behind`.
         """
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MemoryError):
             self.write_down()
 
     def write_down(self) -> None:

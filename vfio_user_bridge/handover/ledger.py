@@ -67,7 +67,7 @@ class Ledger:
         try:
             self._keep_always()
         except NotKeptError as error:
-            self._fall_behind(error)
+            self._fall_behind(str(error))
         self._holdings.end_round()
 
     @property
@@ -82,7 +82,7 @@ class Ledger:
 
     def write_or_later(self) -> None:
         """Where the host fails, the log says so, and it is to be tried again: we are `behind`."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, MemoryError):
             self.write()
 
     def write(self) -> None:
@@ -100,8 +100,8 @@ class Ledger:
                 data = pack(of_port(self._port, self._holdings.keep))
             except BaseException as error:
                 self._holdings.cancel_round()
-                if isinstance(error, OSError):
-                    self._fall_behind(error)
+                if isinstance(error, (OSError, MemoryError)):
+                    self._fall_behind(str(error) or "no memory")
                 if isinstance(error, NotKeptError):
                     return
                 raise
@@ -128,7 +128,7 @@ class Ledger:
         for name, fd in self._always.items():
             self._holdings.keep(name, fd)
 
-    def _fall_behind(self, error: OSError) -> None:
+    def _fall_behind(self, why: str) -> None:
         if not self._warned:
             self._warned = True
             self.note()
@@ -136,7 +136,7 @@ class Ledger:
                 "%s: its state can't be written down: %s: until it is, a crash would lose its"
                 " client",
                 self._port.device.name,
-                error.strerror,
+                why,
             )
 
     def client_gone(self) -> None:

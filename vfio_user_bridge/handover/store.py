@@ -7,7 +7,6 @@ open file, however often it is given.
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Iterable
 
@@ -20,7 +19,7 @@ class NotKeptError(OSError):
     """The manager can't be told, as it has no room in its socket or is gone."""
 
     def __init__(self) -> None:
-        super().__init__(errno.EAGAIN, "the service manager can't be told")
+        super().__init__("the service manager can't be told")
 
 
 class Store:
