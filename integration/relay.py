@@ -18,7 +18,7 @@ from typing import Self
 from tests.running_server import PATIENCE
 from vfio_user_bridge.ancillary import close_all, receive_waiting, send_all
 from vfio_user_bridge.errors import BridgeError
-from vfio_user_bridge.handover.nobody import VARIABLE
+from vfio_user_bridge.handover.names import LINK_VARIABLE
 from vfio_user_bridge.management.control import ask
 
 
@@ -39,7 +39,7 @@ class Relay:
                 stdout=subprocess.DEVNULL,
                 stderr=self._log,
                 pass_fds=[far.fileno()],
-                env={**os.environ, VARIABLE: str(far.fileno())},
+                env={**os.environ, LINK_VARIABLE: str(far.fileno())},
             )
         self._old, self._new = map(os.pidfd_open, (told["pid"], self.successor.pid))
         assert select.select([self._near], [], [], PATIENCE)[0], "it doesn't say hello"

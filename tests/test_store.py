@@ -28,7 +28,7 @@ from vfio_user_bridge.handover.journal import Journal
 from vfio_user_bridge.handover.ledger import Ledger, new_ledger
 from vfio_user_bridge.handover.predecessor import Killed
 from vfio_user_bridge.handover.resume import resume
-from vfio_user_bridge.handover.store import Holdings, NotKeptError, Store
+from vfio_user_bridge.handover.store import Held, NotKeptError, Store
 from vfio_user_bridge.listener import Listener, listen
 from vfio_user_bridge.messages import DmaMap
 from vfio_user_bridge.models.edu import Edu
@@ -70,7 +70,7 @@ def test_a_file_that_could_keep_the_manager_waiting_is_not_given_to_it(
             stack.callback(os.close, fd)
         else:
             (fd,) = stack.enter_context(memory_files(1))
-        holdings = Holdings(Store(Manager({"NOTIFY_SOCKET": manager.getsockname()})))
+        holdings = Held(Store(Manager({"NOTIFY_SOCKET": manager.getsockname()})))
         name = file_name(fd)
         for _ in range(2):
             assert holdings.keep(name, fd) == name

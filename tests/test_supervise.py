@@ -129,7 +129,7 @@ def test_where_open_files_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) ->
         raise PermissionError
 
     monkeypatch.setattr(fdstore, "compare_files", compare_files)
-    store = fdstore.Store(8)
+    store = fdstore.FdStore(8)
     first, second = os.pipe()
     for name, fd in (("a", first), ("a", first), ("b", first), ("a", second)):
         assert store.add(name, fd)

@@ -23,8 +23,8 @@ import pytest
 
 from integration.hammer import Hammer
 from vfio_user_bridge.errors import BridgeError
-from vfio_user_bridge.handover import upgrade
-from vfio_user_bridge.handover.upgrade import Predecessor, Successor
+from vfio_user_bridge.handover import link as link_module
+from vfio_user_bridge.handover.link import ToPredecessor, ToSuccessor
 from vfio_user_bridge.management.control import ask
 
 from . import client as c
@@ -228,7 +228,7 @@ def gone_once_it_said_hello(sock: socket.socket) -> None:
 
 
 def gone_once_it_has_all(sock: socket.socket) -> None:
-    _document, files = Successor(sock).learn()
+    _document, files = ToPredecessor(sock).learn()
     for fd in files.values():
         os.close(fd)
 
@@ -279,10 +279,10 @@ def test_who_can_not_succeed(
 
 
 def test_one_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upgrade, "PATIENCE", 0.01)
+    monkeypatch.setattr(link_module, "PATIENCE", 0.01)
     ours, theirs = socket.socketpair()
     with theirs:
-        link = Predecessor(ours)
+        link = ToSuccessor(ours)
         with pytest.raises(BridgeError, match="has said nothing for"):
             link.greeted()
         link.go_on()
@@ -290,21 +290,21 @@ def test_one_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_that_stands_still_before_it_has_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guests wait no longer for it than for one that stands still afterwards."""
-    monkeypatch.setattr(upgrade, "FROZEN", 0.01)
+    monkeypatch.setattr(link_module, "FROZEN", 0.01)
     ours, theirs = socket.socketpair()
     begun = time.monotonic()
     with theirs:
-        link = Predecessor(ours)
+        link = ToSuccessor(ours)
         with pytest.raises(BridgeError, match="doesn't listen"):
             link.tell({"devices": bytes(8 << 20)}, {})
         link.go_on()
-    assert time.monotonic() - begun < upgrade.PATIENCE
+    assert time.monotonic() - begun < link_module.PATIENCE
 
 
 def test_a_predecessor_that_was_killed_has_no_successor() -> None:
     """Its manager starts another, unless it was told who that is."""
     ours, theirs = socket.socketpair()
-    successor = Successor(ours)
+    successor = ToPredecessor(ours)
     theirs.close()
     with pytest.raises(BridgeError, match=r"gone|doesn't listen"):
         successor.take_over()
@@ -315,11 +315,11 @@ def test_a_predecessor_that_is_slow_to_end_is_waited_for(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once it has handed over there is nobody else."""
-    monkeypatch.setattr(upgrade, "PATIENCE", 0.01)
+    monkeypatch.setattr(link_module, "PATIENCE", 0.01)
     ours, theirs = socket.socketpair()
     with ThreadPoolExecutor(1) as pool, theirs:
         say(theirs, {"gone": True})
-        taking = pool.submit(Successor(ours).take_over)
+        taking = pool.submit(ToPredecessor(ours).take_over)
         deadline = time.monotonic() + PATIENCE
         while "has handed over, and doesn't end" not in caplog.text:
             assert time.monotonic() < deadline

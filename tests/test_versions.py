@@ -267,7 +267,7 @@ def test_another_container(old: Version, new: Version, control: Path) -> None:
 
 def test_one_that_ends_when_it_is_to_serve(old: Version, new: Version, control: Path) -> None:
     """Its predecessor goes on, and isn't mistaken for one that has left."""
-    new.change("handover/upgrade.py", '({"ready": True})', '({"ready": True}); os._exit(9)')
+    new.change("handover/link.py", '({"ready": True})', '({"ready": True}); os._exit(9)')
     until_gone = "__import__('select').select([link._socket], [], [])"
     old.change("handover/handing.py", "link.leave()", f"{until_gone}; link.leave()")
     with running(old, control, "supervise") as bridge, bridge.client() as client:
@@ -288,11 +288,11 @@ class Late:
         self._gate = folder / "gate"
         os.mkfifo(self._gate)
         wait = f"open({str(self._gate)!r}).read()"
-        old.change("handover/upgrade.py", "FROZEN = 10.0", "FROZEN = 0.1")
+        old.change("handover/link.py", "FROZEN = 10.0", "FROZEN = 0.1")
         new.change("handover/predecessor.py", "learn()\n", f"learn(); {wait}\n")
         new.change("handover/start.py", "successor.kill()", "pass")
         ready = 'self._say({"ready": True})'
-        new.change("handover/upgrade.py", ready, f"os.write(2, b'is ready'); {ready}")
+        new.change("handover/link.py", ready, f"os.write(2, b'is ready'); {ready}")
         self._new = new
 
     @contextlib.contextmanager

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 
 from .errors import BridgeError
 from .handover.names import PREFIX
 
 #: systemd's first descriptor (SD_LISTEN_FDS_START)
-_LISTEN_FDS_START = 3
+LISTEN_FDS_START = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +35,35 @@ def any_kept() -> bool:
     return any(name.startswith(PREFIX) for name in names)
 
 
+def listen_fds(environment: MutableMapping[str, str]) -> list[tuple[str, int]]:
+    """The descriptors that *environment* says were passed to this process, with their names: "" if
+    one has none. A second call finds nothing.
+
+    :raise BridgeError: how many isn't a number
+    """
+    process, count, names = (
+        environment.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+    )
+    if process != str(os.getpid()):
+        return []
+    if not count.isdecimal():
+        raise BridgeError(f"LISTEN_FDS={count} is no number: it is systemd's to set; unset it")
+    fds = range(LISTEN_FDS_START, LISTEN_FDS_START + int(count))
+    # From the end: those of socket units come first, and are named after the unit, which may have
+    # colons. So has the list, between names.
+    called = names.split(":")[::-1] + [""] * len(fds)
+    return list(zip(called, reversed(fds), strict=False))[::-1]
+
+
 def passed() -> Passed:
     """What was passed to this process. A second call finds nothing.
 
     :raise BridgeError: the environment and the descriptors contradict each other
     """
-    process, count, names = (
-        os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-    )
-    if process != str(os.getpid()):
-        return Passed()
-    if not count.isdecimal():
-        raise BridgeError(f"LISTEN_FDS={count} is no number: it is systemd's to set; unset it")
-    fds = range(_LISTEN_FDS_START, _LISTEN_FDS_START + int(count))
-    # From the end: those of socket units come first, and are named after the unit, which may have
-    # colons. So has the list, between names.
-    named = zip(reversed(fds), reversed(names.split(":")), strict=False)
-    kept = {name.removeprefix(PREFIX): fd for fd, name in named if name.startswith(PREFIX)}
-    sockets = tuple(fd for fd in fds if _is_socket(fd) and fd not in kept.values())
-    files = tuple(fd for fd in fds if fd not in sockets and fd not in kept.values())
+    named = listen_fds(os.environ)
+    kept = {name.removeprefix(PREFIX): fd for name, fd in named if name.startswith(PREFIX)}
+    others = {fd: _is_socket(fd) for name, fd in named if not name.startswith(PREFIX)}
+    sockets, files = (tuple(fd for fd in others if others[fd] == kind) for kind in (True, False))
     return Passed(sockets, files, kept)
 
 

@@ -68,7 +68,7 @@ class Outbox:
     def put(self, reply: Buffer, _handled: int, hold: bool) -> None:
         """Send it, or *hold* it until others are ready: not too many.
 
-        :param handled: what is done with then, as in `Books`
+        :param _handled: what is done with then, as in `Books`
         """
         if hold or self.waiting:
             self._replies += reply

@@ -68,7 +68,7 @@ class Port:
         self.since = 0.0  # the client came (time.time)
         self.clients = 0  # so far
         self.past = Counters()  # of clients before the latest
-        self._books = threading.Lock()
+        self._counting = threading.Lock()
 
     @property
     def busy(self) -> bool:
@@ -84,7 +84,7 @@ class Port:
 
         :raise OSError: it can't be written down, and isn't
         """
-        with self._books:
+        with self._counting:
             if self.session:
                 self.past += self.session.counters
             self.clients += 1
@@ -93,7 +93,7 @@ class Port:
 
     def go_on(self, client: Connection, who: Peer, session: Session, *, new: bool = False) -> None:
         """With a client that a predecessor admitted, unless it is *new*."""
-        with self._books:
+        with self._counting:
             self.client, self.peer, self.session = client, who, session
         self.has_client = True
         try:
@@ -117,7 +117,7 @@ class Port:
     def client_gone(self) -> None:
         """All that is left to do is to put the device back: its thread says so."""
         self.has_client = False
-        with self._books:
+        with self._counting:
             if self.session:  # what it counted in will be another's
                 self.session.counters += Counters()
         if self.ledger:
@@ -154,7 +154,7 @@ class Port:
                 self.turn.release()
 
     def _status(self) -> DeviceStatus:
-        with self._books:
+        with self._counting:
             client, who, session, since = self.client, self.peer, self.session, self.since
             counters = session.counters if session else Counters()
             totals, clients = self.past + counters, self.clients

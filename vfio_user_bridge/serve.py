@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 from .activation import Passed, passed
 from .confinement import Confinement, User, confine, find_user
 from .errors import BridgeError, UsageError
-from .handover.nobody import VARIABLE, Nobody
+from .handover.names import LINK_VARIABLE
+from .handover.nobody import Nobody
 from .kernel.processes import raise_descriptor_limit
 from .layers import Layers
 from .limits import Limits, parse
@@ -155,7 +156,7 @@ def _serve(options: Namespace, names: Sequence[str], limits: Limits, layers: Lay
 
 def _predecessor(given: Passed, undo: ExitStack) -> Nobody:
     """:raise BridgeError: it runs, and doesn't hand over"""
-    if not given.kept and VARIABLE not in os.environ:
+    if not given.kept and LINK_VARIABLE not in os.environ:
         return Nobody()
     from .handover.predecessor import predecessor
 

@@ -34,8 +34,8 @@ from .transport import Connection
 
 if TYPE_CHECKING:
     from .handover.inherited import Left
+    from .handover.link import ToSuccessor
     from .handover.store import Store
-    from .handover.upgrade import Predecessor
     from .recording import RecordedDevice
     from .state import State
 
@@ -210,7 +210,7 @@ class Server:
             raise BridgeError(f"no device {name!r} is served here; there are: {known}")
         return chosen
 
-    def _hand_over(self, link: Predecessor, process: int) -> NoReturn:
+    def _hand_over(self, link: ToSuccessor, process: int) -> NoReturn:
         operators, manager, store = self.operators, self._manager, self._store
         hand_over(link, process, self._ports, operators, manager, store, self._check_not_stopped)
 

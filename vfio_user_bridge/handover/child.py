@@ -8,16 +8,14 @@ forks, which only a process of one thread can do safely, and `subprocess` is of 
 from __future__ import annotations
 
 import fcntl
-import itertools
 import os
 import resource
 import signal
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from .fdstore import NAMELESS
+from vfio_user_bridge.activation import LISTEN_FDS_START
 
-LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START
 #: what this process, and the program in the child, have open beside them
 _OWN = 64
 #: what a shell gives for a program that can't be run
@@ -31,19 +29,6 @@ def room(passed: int) -> int:
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(0, (limit - _OWN) // 2 - passed)
-
-
-def passed(environment: MutableMapping[str, str]) -> list[tuple[str, int]]:
-    """The descriptors that were passed to this process itself, with names."""
-    names = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-    pid, count, called = (environment.pop(name, "") for name in names)
-    if pid != str(os.getpid()) or not count.isdecimal():
-        return []
-    fds = range(LISTEN_FDS_START, LISTEN_FDS_START + int(count))
-    return [
-        (name or NAMELESS, fd)
-        for name, fd in itertools.zip_longest(called.split(":")[: len(fds)], fds)
-    ]
 
 
 def start(

@@ -16,7 +16,7 @@ NAMELESS = "stored"
 _LONGEST_NAME = 255
 
 
-class Store:
+class FdStore:
     """Open files by name, of which several may have the same.
 
     :param most: how many it has room for

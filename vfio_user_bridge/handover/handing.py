@@ -16,15 +16,15 @@ from vfio_user_bridge.notify import Manager
 from vfio_user_bridge.port import Port
 
 from .document import of_port
+from .link import ToSuccessor
 from .names import LISTENER, STDIO, plain
 from .store import Store
-from .upgrade import Predecessor
 
 log = logging.getLogger(__name__)
 
 
 def hand_over(
-    link: Predecessor,
+    link: ToSuccessor,
     process: int,
     ports: Sequence[Port],
     operators: Mapping[str, Listener],

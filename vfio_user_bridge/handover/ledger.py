@@ -15,7 +15,7 @@ from vfio_user_bridge.errors import BridgeError
 from .document import of_port, pack
 from .journal import DOCUMENT_SIZE, Journal
 from .names import JOURNAL, LISTENER, plain
-from .store import Holdings, NotKeptError, Store
+from .store import Held, NotKeptError, Store
 
 if TYPE_CHECKING:
     from vfio_user_bridge.port import Port
@@ -55,7 +55,7 @@ class Ledger:
         self._wake = wake
         self._port = port
         self._store = store
-        self._holdings = Holdings(store)
+        self._held = Held(store)
         self._noted = self._written = 0
         self._warned = False  # of what a crash would lose
         self._lock = threading.Lock()  # the host's request comes in another thread
@@ -68,7 +68,7 @@ class Ledger:
             self._keep_always()
         except NotKeptError as error:
             self._fall_behind(str(error))
-        self._holdings.end_round()
+        self._held.end_round()
 
     @property
     def behind(self) -> bool:
@@ -97,9 +97,9 @@ class Ledger:
             noted, owed = self._noted, self._store.owes
             try:
                 self._keep_always()
-                data = pack(of_port(self._port, self._holdings.keep))
+                data = pack(of_port(self._port, self._held.keep))
             except BaseException as error:
-                self._holdings.cancel_round()
+                self._held.cancel_round()
                 if isinstance(error, (OSError, MemoryError)):
                     self._fall_behind(str(error) or "no memory")
                 if isinstance(error, NotKeptError):
@@ -107,7 +107,7 @@ class Ledger:
                 raise
             self._written = noted
             if len(data) > DOCUMENT_SIZE:
-                self._holdings.cancel_round()
+                self._held.cancel_round()
                 name = self._port.device.name
                 log.error(
                     "%s: its state takes %d bytes, %d are possible: a crash would lose its client",
@@ -118,7 +118,7 @@ class Ledger:
                 return
             self.journal.document = data
             self._warned = False
-            released = self._holdings.end_round()
+            released = self._held.end_round()
         if released or owed:
             self._store.settle()
             if self._store.owes and not owed:
@@ -126,7 +126,7 @@ class Ledger:
 
     def _keep_always(self) -> None:
         for name, fd in self._always.items():
-            self._holdings.keep(name, fd)
+            self._held.keep(name, fd)
 
     def _fall_behind(self, why: str) -> None:
         if not self._warned:
@@ -151,5 +151,5 @@ class Ledger:
     def close(self) -> None:
         """Nobody is to go on with the device, which is closed next."""
         self._port.device.on_change(lambda: None)
-        self._holdings.end_round()
+        self._held.end_round()
         self._store.settle()

@@ -17,6 +17,10 @@ FOREIGN = "foreign-"
 STDIO = {"stdio-1": 1, "stdio-2": 2}
 
 
+#: in the environment of one that takes over from a bridge that runs: its end of the link
+LINK_VARIABLE = "VFIO_USER_BRIDGE_HANDOVER"
+
+
 def plain(device: str) -> str:
     """A device's name, as part of such a name."""
     return device.replace(":", ".")

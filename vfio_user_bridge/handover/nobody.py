@@ -20,15 +20,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: in the environment of one that takes over: the descriptor of its end
-VARIABLE = "VFIO_USER_BRIDGE_HANDOVER"
-
 
 class Nobody:
     """This process is the first."""
 
     #: what it left, by device
     left: Mapping[str, Left] = {}
+    #: names of what the manager has kept so far
+    kept: tuple[str, ...] = ()
     #: whether there was anybody
     found = False
     #: whether it runs, and goes on if we don't take over
@@ -52,9 +51,6 @@ class Nobody:
         from .store import Store
 
         return Store(manager, self.kept)
-
-    #: names of what the manager has kept so far
-    kept: tuple[str, ...] = ()
 
     def listener(self, _what: str) -> Listener | None:
         """The listening socket that it left for that."""

@@ -17,10 +17,10 @@ from vfio_user_bridge.notify import Manager
 
 from .document import making_sense
 from .inherited import Inherited, Left
-from .names import STDIO
-from .nobody import VARIABLE, Nobody
+from .link import ToPredecessor
+from .names import LINK_VARIABLE, STDIO
+from .nobody import Nobody
 from .store import Store
-from .upgrade import Successor
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class Running(_Somebody):
     runs = True
 
     def __init__(self, sock: socket.socket) -> None:
-        self._link = Successor(sock)
+        self._link = ToPredecessor(sock)
         self._document: Mapping[str, Any]
         self._document, files = self._link.learn()
         super().__init__(Inherited(files, self._document["devices"], self._document["owned"]))
@@ -151,7 +151,7 @@ def predecessor(kept: Mapping[str, int], undo: ExitStack) -> Nobody:
     :param undo: closes what nobody took
     :raise BridgeError: it runs, and doesn't hand over
     """
-    text = os.environ.pop(VARIABLE, "")
+    text = os.environ.pop(LINK_VARIABLE, "")
     if not text:
         killed = Killed(kept)
         undo.callback(killed.close)
@@ -159,7 +159,7 @@ def predecessor(kept: Mapping[str, int], undo: ExitStack) -> Nobody:
     try:
         sock = socket.socket(fileno=int(text))
     except (OSError, ValueError):
-        raise BridgeError(f"{VARIABLE}={text} is no socket: unset it") from None
+        raise BridgeError(f"{LINK_VARIABLE}={text} is no socket: unset it") from None
     sock.set_inheritable(False)
     try:
         return Running(sock)

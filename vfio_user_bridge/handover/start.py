@@ -15,7 +15,7 @@ from vfio_user_bridge.errors import BridgeError
 from vfio_user_bridge.kernel.processes import process_namespace
 from vfio_user_bridge.management.control import EndedError, NoAnswerError, ask
 
-from .nobody import VARIABLE
+from .names import LINK_VARIABLE
 from .orphan import Orphan
 
 _PACKAGES = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def _start(before: dict[str, Any], link: socket.socket) -> Orphan:
         return Orphan(
             (sys.executable, "-P", "-m", "vfio_user_bridge", "serve", *before["arguments"]),
             directory=folder if Path(folder).is_dir() else "/",  # it may have been removed
-            environment={**os.environ, VARIABLE: str(link.fileno()), "PYTHONPATH": path},
+            environment={**os.environ, LINK_VARIABLE: str(link.fileno()), "PYTHONPATH": path},
             fd=link.fileno(),
         )
     except OSError as error:

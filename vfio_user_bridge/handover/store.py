@@ -88,7 +88,7 @@ class Store:
             self._stale.add(name)
 
 
-class Holdings:
+class Held:
     """What one device needs of a `Store`; each round names all of it anew."""
 
     def __init__(self, store: Store) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from vfio_user_bridge.errors import BridgeError
 
 if TYPE_CHECKING:
-    from .upgrade import Predecessor
+    from .link import ToSuccessor
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class _Succession:
     """One that waits, and what becomes of it."""
 
-    def __init__(self, link: Predecessor, process: int) -> None:
+    def __init__(self, link: ToSuccessor, process: int) -> None:
         self.link = link
         self.process = process
         self.over = threading.Event()
@@ -34,7 +34,7 @@ class Successions:
         self._ring = ring
         self._waiting: SimpleQueue[_Succession] = SimpleQueue()
 
-    def ask(self, link: Predecessor) -> None:
+    def ask(self, link: ToSuccessor) -> None:
         """Let the one behind *link* take over. If all goes well, this process ends here.
 
         :raise BridgeError: it doesn't, and all goes on as before
@@ -51,7 +51,7 @@ class Successions:
             link.go_on()
             raise
 
-    def grant(self, hand_over: Callable[[Predecessor, int], NoReturn]) -> None:
+    def grant(self, hand_over: Callable[[ToSuccessor, int], NoReturn]) -> None:
         """*hand_over* to those who wait, given its link and its process."""
         while not self._waiting.empty():
             succession = self._waiting.get()

@@ -17,11 +17,12 @@ import socket
 import time
 from collections.abc import MutableMapping
 
+from vfio_user_bridge.activation import listen_fds
 from vfio_user_bridge.kernel.processes import adopt_orphans, raise_descriptor_limit
 from vfio_user_bridge.notify import Manager
 
 from . import child
-from .fdstore import Store, valid
+from .fdstore import FdStore, valid
 from .main_process import MainProcess, named
 from .notification import Notification, NotifySocket
 from .restarts import Restarts, described, exit_status
@@ -54,10 +55,10 @@ class Supervisor:
         self._command = command
         self._watchdog = watchdog
         self._manager = Manager(environment)  # our own, if we have one
-        self._passed = child.passed(environment)
+        self._passed = [(valid(name), fd) for name, fd in listen_fds(environment)]
         raise_descriptor_limit()  # a child has what is passed to it before its first file
         most = min(most, child.room(len(self._passed)))
-        self._store = Store(most)
+        self._store = FdStore(most)
         self._mailbox = NotifySocket()
         told = {"NOTIFY_SOCKET": self._mailbox.address, "FDSTORE": str(most)}
         if watchdog:

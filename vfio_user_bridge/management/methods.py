@@ -21,7 +21,7 @@ from vfio_user_bridge.errors import BridgeError
 
 # Loaded now: when it is needed, its file may be a newer version's, or out of reach.
 from vfio_user_bridge.handover import handing  # noqa: F401
-from vfio_user_bridge.handover.upgrade import Predecessor
+from vfio_user_bridge.handover.link import ToSuccessor
 from vfio_user_bridge.kernel.processes import process_namespace
 from vfio_user_bridge.limits import RECORD_LIMIT
 from vfio_user_bridge.port import Port
@@ -96,7 +96,7 @@ def methods(server: Server, confinement: Callable[[], Confinement]) -> tuple[Met
         }
 
     def hand_over(file: int) -> None:
-        server.successions.ask(Predecessor(socket.fromfd(file, socket.AF_UNIX, socket.SOCK_STREAM)))
+        server.successions.ask(ToSuccessor(socket.fromfd(file, socket.AF_UNIX, socket.SOCK_STREAM)))
 
     by_name: Methods = {
         "status": status,

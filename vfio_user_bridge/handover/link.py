@@ -90,7 +90,7 @@ class _Link:
         return bytes(data)
 
 
-class Predecessor(_Link):
+class ToSuccessor(_Link):
     """This process's end, while it serves."""
 
     def greeted(self) -> int:
@@ -136,7 +136,7 @@ class Predecessor(_Link):
         self.close()
 
 
-class Successor(_Link):
+class ToPredecessor(_Link):
     """This process's end, before it serves."""
 
     def learn(self) -> tuple[dict[str, Any], dict[str, int]]:
