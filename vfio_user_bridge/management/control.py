@@ -160,7 +160,8 @@ def ask(
                     os.close(fd)
             sock.shutdown(socket.SHUT_WR)
             sock.settimeout(patience)
-            answer = pack.Unpacker(sock.makefile("rb"), max_buffer_size=_MAX_RESPONSE).unpack()
+            # To the end: then it has nothing open for us any more.
+            answer = pack.unpackb(sock.makefile("rb").read(_MAX_RESPONSE))
     except TimeoutError:
         raise NoAnswerError(
             f"the bridge at {path} doesn't answer within {patience:.0f} s: it is busy or stopped,"
