@@ -410,8 +410,7 @@ def test_a_bridge_that_gives_signs_of_life_lives() -> None:
 def test_a_bridge_that_stops_may_be_silent() -> None:
     with supervised(watchdog=0.2) as bridge:
         bridge.do(
-            "tell('READY=1')",
-            "tell('STOPPING=1')",
+            "tell('READY=1\\nSTOPPING=1')",
             "tell('WATCHDOG=1')",
             "time.sleep(1)",
             "os._exit(0)",
