@@ -14,25 +14,22 @@ from pathlib import Path
 from typing import IO
 
 from .client import Client, connect
+from .logged import Logged
 
 PATIENCE = 20.0
 SERVE = [sys.executable, "-m", "vfio_user_bridge", "serve", "model:edu"]
 
 
-class RunningServer:
+class RunningServer(Logged):
     """A server that was started, its ready line read; *path* is where clients connect."""
 
     def __init__(self, process: subprocess.Popen[str], path: Path, log: IO[str]) -> None:
         self.process = process
         self.path = path
-        self._log = log
+        super().__init__(log)
         assert process.stdout
         self.ready_line = process.stdout.readline()
         assert self.ready_line, f"not ready: {self.log()}"
-
-    def log(self) -> str:
-        """What the server has written to stderr so far."""
-        return Path(f"/proc/self/fd/{self._log.fileno()}").read_text()
 
     def connect(self) -> Client:
         return connect(self.path, PATIENCE)

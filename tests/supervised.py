@@ -10,10 +10,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import IO, Any
+
+from .logged import Logged
 
 PATIENCE = 20.0
 
@@ -54,12 +54,12 @@ sys.exit(Supervisor(command, os.environ, **ast.literal_eval(options)).run())
 """
 
 
-class Supervised:
+class Supervised(Logged):
     """What *process* supervises, started; *pid* is its number."""
 
     def __init__(self, process: subprocess.Popen[str], log: IO[str]) -> None:
         self.process = process
-        self._log = log
+        super().__init__(log)
         self.started()
 
     def started(self) -> int:
@@ -103,16 +103,6 @@ class Supervised:
     def end(self) -> int:
         """Wait for the supervisor's end; gives its status."""
         return self.process.wait(PATIENCE)
-
-    def told(self, line: str) -> None:
-        """The log has it, or soon does."""
-        deadline = time.monotonic() + PATIENCE
-        while line not in self.log():
-            assert time.monotonic() < deadline, self.log()
-            time.sleep(0.01)
-
-    def log(self) -> str:
-        return Path(f"/proc/self/fd/{self._log.fileno()}").read_text()
 
 
 @contextlib.contextmanager

@@ -418,10 +418,7 @@ def test_a_recording_that_may_yet_be_keeps_its_file(
         await_state(edu.process.pid, "T")
         assert tell(control, "record", str(trace)) == 1
     edu.process.send_signal(signal.SIGCONT)
-    deadline = time.monotonic() + PATIENCE
-    while "edu: recording" not in edu.log():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    edu.told("edu: recording")
     assert tell(control, "stop-recording") == 0
     assert trace.stat().st_size > 0
 

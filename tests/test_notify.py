@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
@@ -15,6 +14,7 @@ import pytest
 from vfio_user_bridge import notify
 from vfio_user_bridge.notify import Manager
 
+from .full_mailbox import fill
 from .running_server import server
 
 
@@ -128,15 +128,6 @@ def test_a_manager_that_hears_again_is_told_again(
     ear.socket.close()
     manager.report("edu: no client")
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
-
-
-def fill(address: str) -> None:
-    """As much as the manager's socket takes, which nobody reads."""
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.setblocking(False)
-                sock.sendto(b"STATUS=", address)
 
 
 def test_a_manager_that_is_stopped_is_waited_for_once(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import select
@@ -43,6 +42,7 @@ from vfio_user_bridge.transport import Connection
 
 from .descriptors import memory_files
 from .device_contract import open_files
+from .full_mailbox import fill
 from .kept_files import KeptFiles
 from .running_server import PATIENCE, server
 from .wire import message
@@ -87,7 +87,7 @@ class TestAManagerThatHasNoRoom:
         monkeypatch.setattr(notify, "_PATIENCE", 0.1)
 
     def test_what_it_should_keep(self, manager: socket.socket) -> None:
-        fill(manager)
+        fill(manager.getsockname())
         store = Store(Manager({"NOTIFY_SOCKET": manager.getsockname()}))
         with pytest.raises(NotKeptError):
             store.keep("one", 0)
@@ -101,7 +101,7 @@ class TestAManagerThatHasNoRoom:
         store = Store(Manager({"NOTIFY_SOCKET": manager.getsockname()}))
         for name in ("one", "other"):
             store.keep(name, 0)
-        fill(manager)
+        fill(manager.getsockname())
         for name in ("one", "other"):
             store.release(name)
         with pytest.raises(NotKeptError):
@@ -124,19 +124,11 @@ class TestAManagerThatHasNoRoom:
         with server(path, "--socket-path", str(path), environment=environment) as edu:
             while b"STATUS=" not in manager.recv(99):
                 pass
-            fill(manager)
+            fill(manager.getsockname())
             with edu.client():
                 assert "a crash would lose its client" in edu.log()
                 while "FDSTORE kept-client-1-edu" not in heard(manager):
                     assert select.select([manager], [], [], PATIENCE)[0]
-
-
-def fill(manager: socket.socket) -> None:
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.setblocking(False)
-                sock.sendto(b"STATUS=full", manager.getsockname())
 
 
 def heard(manager: socket.socket) -> list[str]:

@@ -33,10 +33,9 @@ from .descriptors import memory_files
 from .holdings import await_holdings, holdings
 from .replaceable_server import ReplaceableServer, replaceable
 from .running_server import PATIENCE
-from .visit import BAR0, IOVA, PAGE
+from .visit import BAR0, DMA_COUNT, IOVA, PAGE
 from .wire import dma_map, message, region, u16, u64
 
-DMA_COUNT = 0x90
 UPGRADE = (sys.executable, "-m", "vfio_user_bridge", "upgrade", "--control", "control")
 VERSION = message(c.VERSION, u16(0, 0) + version_data(QEMU_CAPABILITIES), number=7)
 

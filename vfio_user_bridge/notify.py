@@ -10,12 +10,12 @@ import logging
 import os
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import MutableMapping, Sequence
 
 from .ancillary import send_to
+from .timeval import timeval
 
 log = logging.getLogger(__name__)
 
@@ -137,8 +137,7 @@ class Manager:
                 if self._deaf:
                     sock.setblocking(False)
                 else:
-                    timeval = struct.pack("@ll", int(_PATIENCE), int(_PATIENCE % 1 * 1e6))
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(_PATIENCE))
                 send_to(sock, address, "\n".join(variables).encode(), fds)
             self._deaf = False
         except OSError as error:

@@ -24,7 +24,6 @@ import errno
 import os
 import select
 import socket
-import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,6 +34,7 @@ from .ancillary import NOWHERE, close_all, descriptors, room
 from .limits import DEFAULTS, Limits
 from .outbox import BookedOutbox, Books, Outbox
 from .protocol import HEADER, Buffer, Command, ProtocolError
+from .timeval import timeval
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -51,8 +51,7 @@ SO_PEEK_OFF = 42
 _LOOK = 1 << 16
 #: they bring no descriptors, and are many
 _ACCESSES = frozenset((int(Command.REGION_READ), int(Command.REGION_WRITE)))
-_TIMEVAL = struct.Struct("@ll")
-_NO_TIMEOUT = _TIMEVAL.pack(0, 0)
+_NO_TIMEOUT = timeval(0)
 _LONG = 1 << 62
 _looking = threading.Lock()
 
@@ -112,7 +111,7 @@ class Connection:
         self._max_fds = limits.fds
         self._control = room(limits.fds)
         stall = self._stall = limits.stall
-        self._timeval = _TIMEVAL.pack(int(stall), int(stall % 1 * 1_000_000))
+        self._timeval = timeval(stall)
         self._buffer = bytearray(_LOOK)
         self._view = memoryview(self._buffer)
         # Where in the buffer there is:

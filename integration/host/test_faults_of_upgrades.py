@@ -24,12 +24,11 @@ from tests.descriptors import eventfds, memory_files
 from tests.holdings import await_holdings, holdings
 from tests.replaceable_server import SUPERVISED, ReplaceableServer, replaceable
 from tests.running_server import SERVE
-from tests.visit import BAR0, EVENTFD, INTX, IOVA, PAGE, TRIGGER, UNMASK
+from tests.visit import BAR0, DMA_COUNT, EVENTFD, INTX, IOVA, PAGE, TRIGGER, UNMASK
 from tests.wire import dma_map, region, set_irqs, u64
 
 #: at how many places the same call fails, at most
 MOST = int(os.environ.get("FAULTS", "2"))
-DMA_COUNT = 0x90
 #: gives which of them calls: the bridge, or its successor
 Side = Callable[[int, int], int]
 

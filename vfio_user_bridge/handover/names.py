@@ -16,7 +16,6 @@ FOREIGN = "foreign-"
 #: our standard output and error
 STDIO = {"stdio-1": 1, "stdio-2": 2}
 
-
 #: in the environment of one that takes over from a bridge that runs: its end of the link
 LINK_VARIABLE = "VFIO_USER_BRIDGE_HANDOVER"
 
